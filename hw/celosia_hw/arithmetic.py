@@ -21,6 +21,7 @@ configuration how wide each value is. The steps, for one row of queries and a ti
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,10 @@ def saturate(value: Integer, bits: int) -> Integer:
     return min(max(value, low), high)
 
 
+def _least(value: Integer, limit: int) -> Integer:
+    return np.minimum(value, limit) if isinstance(value, np.ndarray) else min(value, limit)
+
+
 def gain(query_factor: Integer, key_factor: Integer) -> Integer:
     """The factor of one score: the product of two 16-bit fractions, to `GAIN_BITS` bits."""
     return round_shift(query_factor * key_factor, 2 * FACTOR_BITS - GAIN_BITS)
@@ -104,10 +109,8 @@ def log_score(widths: Widths, score: Integer, factor: Integer, score_shift: Inte
     """
     operand = round_shift(score, widths.score_drop)
     # A product has 36 bits: beyond that every shift gives zero, and int64 would overflow.
-    score_shift = (
-        np.minimum(score_shift, 40) if isinstance(score_shift, np.ndarray) else min(score_shift, 40)
-    )
-    return saturate(round_shift(operand * factor, score_shift), widths.log_score)
+    shift = _least(score_shift, 40)
+    return saturate(round_shift(operand * factor, shift), widths.log_score)
 
 
 def running_maximum(widths: Widths, maximum: Integer, tile_maximum: Integer) -> Integer:
@@ -128,9 +131,7 @@ def running_maximum(widths: Widths, maximum: Integer, tile_maximum: Integer) -> 
 
 def rescale(value: Integer, shift: Integer) -> Integer:
     """Move a sum to a maximum that is `shift` larger; rounds down, and saturates the shift."""
-    if isinstance(value, np.ndarray):
-        return value >> np.minimum(shift, 63)
-    return value >> shift
+    return value >> _least(shift, 63)
 
 
 def weight(probability: Integer, value_factor: Integer) -> Integer:
@@ -277,7 +278,7 @@ class Exp2Table:
         self.bases = points[:-1]
         self.slopes = [
             round_shift((after - before) << self.SLOPE_FRACTION, self.low_bits)
-            for before, after in zip(points, points[1:], strict=False)
+            for before, after in itertools.pairwise(points)
         ]
 
     @property
@@ -286,7 +287,7 @@ class Exp2Table:
         return self.probability_bits + 2
 
     def mantissa(self, fraction: Integer) -> Integer:
-        """``2**u`` with `table_fraction` fraction bits, for u in units of 2^-score_fraction_bits."""
+        """``2**u`` with `table_fraction` fraction bits, u in units of 2^-score_fraction_bits."""
         segment, low = fraction >> self.low_bits, fraction & ((1 << self.low_bits) - 1)
         if isinstance(fraction, np.ndarray):
             base, slope = np.asarray(self.bases)[segment], np.asarray(self.slopes)[segment]
@@ -299,8 +300,5 @@ class Exp2Table:
         whole = -((-distance) >> self.fraction)
         fraction = (whole << self.fraction) - distance
         top = (1 << self.probability_bits) - 1
-        if isinstance(distance, np.ndarray):
-            whole = np.minimum(whole, self.max_shift)
-            return np.minimum(round_shift(self.mantissa(fraction), self.GUARD + whole), top)
-        whole = min(whole, self.max_shift)
-        return min(round_shift(self.mantissa(fraction), self.GUARD + whole), top)
+        shift = self.GUARD + _least(whole, self.max_shift)
+        return _least(round_shift(self.mantissa(fraction), shift), top)

@@ -29,8 +29,8 @@ from .config import AcceleratorConfig
 __all__ = [
     "ATTEND_FIELDS",
     "COMMAND_BYTES",
-    "COUNTER_NAMES",
     "COUNTERS_FIELDS",
+    "COUNTER_NAMES",
     "IDENTITY_FIELDS",
     "LOAD_FIELDS",
     "PROTOCOL_VERSION",
