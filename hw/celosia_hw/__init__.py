@@ -3,3 +3,6 @@
 Importing this package, `config`, `arithmetic` or `protocol` needs NumPy alone; the gateware
 modules need Amaranth (``pip install "celosia[hw]"``).
 """
+
+VERSION = (0, 1, 0)
+"""Version of the gateware, as an IDENTITY reply reports it."""

@@ -250,7 +250,7 @@ class Exp2Table:
     """Piecewise-linear ``2**-d`` for a distance d >= 0 from the maximum.
 
     With ``-d = u - n``, n an integer and u a fraction in [0, 1), ``2**u`` is interpolated
-    between exact table points (32 segments, relative error below 2^-13) and shifted by n.
+    between exact table points (32 segments: a chord is within 2^-14 of the curve), shifted by n.
 
     Parameters
     ----------
@@ -264,7 +264,7 @@ class Exp2Table:
     """
 
     SEGMENT_BITS = 5
-    SLOPE_FRACTION = 2
+    SLOPE_FRACTION = 7  # as many as `low_bits` can be, so that no slope is rounded
     GUARD = 2
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -275,6 +275,7 @@ class Exp2Table:
         self.low_bits = self.fraction - self.segment_bits
         count = 1 << self.segment_bits
         points = [round(2.0 ** (self.table_fraction + i / count)) for i in range(count + 1)]
+        points[-1] -= 1  # a mantissa below 2 keeps its width when it is rounded up
         self.bases = points[:-1]
         self.slopes = [
             round_shift((after - before) << self.SLOPE_FRACTION, self.low_bits)

@@ -36,6 +36,7 @@ __all__ = [
     "PROTOCOL_VERSION",
     "REPLY_BYTES",
     "REPLY_FIELDS",
+    "SIGNED_FIELDS",
     "ErrorCode",
     "Opcode",
     "ProtocolError",
@@ -93,8 +94,8 @@ class ErrorCode(enum.IntEnum):
     """A field of the header is out of the configuration's range."""
 
 
-# Layouts: name -> bits, from the least significant bit of the header's first byte. Names that
-# start with "low" or "high" and are wider than one bit are signed.
+# Layouts: name -> bits, from the least significant bit of the first byte; `SIGNED_FIELDS` are
+# two's complement.
 _COMMON = {"opcode": 8, "tag": 8}
 COUNTERS_FIELDS = {**_COMMON, "clear": 1}
 LOAD_FIELDS = {**_COMMON, "slot": 16, "tiles": 16, "last_dim": 8, "last_value_dim": 8}
@@ -117,7 +118,7 @@ ATTEND_FIELDS = {
 are reserved and must be zero."""
 REPLY_FIELDS = {"opcode": 8, "tag": 8, "code": 8, "last_value_dim": 8}
 
-_SIGNED = {"low", "high"}
+SIGNED_FIELDS = frozenset({"low", "high"})
 
 IDENTITY_FIELDS = (
     "protocol_version",
@@ -155,7 +156,7 @@ def encode_header(fields: Mapping[str, int], size: int, **values: int) -> bytes:
     header, offset = 0, 0
     for name, bits in fields.items():
         value = int(values.pop(name, 0))
-        low = -(1 << (bits - 1)) if name in _SIGNED else 0
+        low = -(1 << (bits - 1)) if name in SIGNED_FIELDS else 0
         if not low <= value < low + (1 << bits):
             raise ProtocolError(f"{name} {value} does not fit {bits} bits")
         header |= (value & ((1 << bits) - 1)) << offset
@@ -170,7 +171,7 @@ def decode_header(fields: Mapping[str, int], data: bytes) -> dict[str, int]:
     header, result = int.from_bytes(data, "little"), {}
     for name, bits in fields.items():
         value = header & ((1 << bits) - 1)
-        if name in _SIGNED and value >> (bits - 1):
+        if name in SIGNED_FIELDS and value >> (bits - 1):
             value -= 1 << bits
         result[name] = value
         header >>= bits

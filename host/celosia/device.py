@@ -1,0 +1,352 @@
+"""Accelerators, however they are reached."""
+
+from __future__ import annotations
+
+import contextvars
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from celosia_hw.config import PRESETS, AcceleratorConfig, preset
+from celosia_hw.protocol import (
+    COMMAND_BYTES,
+    COUNTERS_FIELDS,
+    REPLY_BYTES,
+    REPLY_FIELDS,
+    ErrorCode,
+    Opcode,
+    ProtocolError,
+    Reply,
+    decode_header,
+    encode_header,
+    parse_identity,
+    parse_statistics,
+)
+
+from .schedule import Program
+
+__all__ = ["Device", "DeviceError", "RunReport", "Transport", "open_device"]
+
+
+class DeviceError(RuntimeError):
+    """A device that does not answer as it should, is closed, or was not opened."""
+
+
+class Transport(Protocol):
+    """Carries packets to an accelerator and back."""
+
+    @property
+    def clocks(self) -> int:
+        """Clocks of the last exchange, first command word to last result word; 0 if unknown."""
+        ...
+
+    def exchange(
+        self,
+        commands: Sequence[bytes],
+        replies: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[bytes]:
+        """Send packets and return the next `replies` replies."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the accelerator."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What one attention took.
+
+    Parameters
+    ----------
+    clocks : int
+        From the first command word to the last result word; 0 where the device has no clock.
+    useful_macs : int
+        Both head dimensions times the allowed pairs of queries and keys.
+    utilization : float or None
+        ``useful_macs / (clocks * 2 * R * C)``; None where the device has no clock.
+    bytes_sent, bytes_received : int
+        Over the link, headers and padding included.
+    busy : int
+        Clocks with a query tile in the pipeline.
+    stalled_input, stalled_output : int
+        Clocks in which a query tile could have started but had not arrived, and in which one had
+        arrived but found no free accumulators.
+    seconds : float
+        Time spent in the transport.
+    """
+
+    clocks: int
+    useful_macs: int
+    utilization: float | None
+    bytes_sent: int
+    bytes_received: int
+    busy: int
+    stalled_input: int
+    stalled_output: int
+    seconds: float
+
+
+_defaults: contextvars.ContextVar[tuple[Device, ...]] = contextvars.ContextVar(
+    "celosia_devices", default=()
+)
+
+
+class Device:
+    """An open accelerator.
+
+    In a ``with`` block it is the default device of `run_attention`, innermost first, and it is
+    closed at the end. A default holds in the thread or task that opened it.
+
+    Parameters
+    ----------
+    transport : Transport
+        Closed with the device, and if the accelerator cannot be identified.
+    progress : callable, optional
+        Is told of the progress of a run, with the query tiles done and their number.
+
+    Attributes
+    ----------
+    config : AcceleratorConfig
+        As the accelerator itself reports it.
+    version : tuple of int
+        Of the gateware.
+    report : RunReport or None
+        Of the last run.
+
+    Raises
+    ------
+    DeviceError
+        If the accelerator speaks another version of the protocol, or none.
+    """
+
+    def __init__(
+        self, transport: Transport, *, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        self._transport: Transport | None = transport
+        self._progress = progress
+        self.report: RunReport | None = None
+        try:
+            self.config, self.version = self._identify()
+        except BaseException:
+            self.close()
+            raise
+
+    def _identify(self) -> tuple[AcceleratorConfig, tuple[int, int, int]]:
+        command = encode_header(COUNTERS_FIELDS, COMMAND_BYTES, opcode=Opcode.IDENTIFY, tag=1)
+        reply = self._exchange([command], 1)[0]
+        self._check(reply, Reply.IDENTITY, 1)
+        # Zeros pad the header to a link word, whose width is not known yet; the payload starts
+        # with the protocol's version, which is not zero.
+        padding = next((n for n, byte in enumerate(reply[REPLY_BYTES:]) if byte), 0)
+        try:
+            return parse_identity(reply[REPLY_BYTES + padding :])
+        except (ProtocolError, ValueError) as error:
+            raise DeviceError(f"the device cannot be identified: {error}") from error
+
+    def run(self, program: Program, result: npt.NDArray[np.int16]) -> RunReport:
+        """Execute the packets of a program and write their results.
+
+        Parameters
+        ----------
+        program : Program
+            Made for the configuration of this device.
+        result : (heads, queries, value_dim) int16
+
+        Returns
+        -------
+        RunReport
+            Also kept as `report`.
+
+        Raises
+        ------
+        DeviceError
+            If the device is closed, or a reply is not the one expected.
+        """
+        self._counters()
+        progress, total = self._progress, len(program.tiles)
+        notify = None if progress is None else lambda done: progress(done, total)
+        start = time.perf_counter()
+        replies = self._exchange(program.commands, total, notify)
+        seconds = time.perf_counter() - start
+        clocks = self._open.clocks if total else 0
+        for reply, tile in zip(replies, program.tiles, strict=True):
+            self._check(reply, Reply.RESULT, tile.tag, program.reply_bytes)
+        program.collect(replies, result)
+        counters = self._counters()
+        peak = clocks * self.config.multipliers
+        self.report = RunReport(
+            clocks=clocks,
+            useful_macs=program.useful_macs,
+            utilization=program.useful_macs / peak if peak else None,
+            bytes_sent=sum(map(len, program.commands)),
+            bytes_received=sum(map(len, replies)),
+            busy=counters["busy"],
+            stalled_input=counters["stalled_input"],
+            stalled_output=counters["stalled_output"],
+            seconds=seconds,
+        )
+        return self.report
+
+    def close(self) -> None:
+        """Let go of the accelerator; closing twice does nothing."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+
+    def __enter__(self) -> Device:
+        self._open  # noqa: B018  a closed device raises
+        _defaults.set((*_defaults.get(), self))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _defaults.set(tuple(device for device in _defaults.get() if device is not self))
+        self.close()
+
+    @property
+    def _open(self) -> Transport:
+        if self._transport is None:
+            raise DeviceError("the device is closed")
+        return self._transport
+
+    def _counters(self) -> dict[str, int]:
+        """Read the counters and clear them."""
+        command = encode_header(
+            COUNTERS_FIELDS, COMMAND_BYTES, opcode=Opcode.COUNTERS, tag=2, clear=1
+        )
+        reply = self._exchange([command], 1)[0]
+        self._check(reply, Reply.STATISTICS, 2)
+        return parse_statistics(reply[self.config.words(REPLY_BYTES) * self.config.link_bytes :])
+
+    def _exchange(
+        self,
+        commands: Sequence[bytes],
+        replies: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[bytes]:
+        try:
+            return self._open.exchange(commands, replies, progress)
+        except (ProtocolError, TimeoutError) as error:
+            raise DeviceError(f"the device does not answer: {error}") from error
+
+    def _check(self, reply: bytes, opcode: Reply, tag: int, size: int | None = None) -> None:
+        """Raise unless a reply is of this kind and size and answers the command of this tag."""
+        header = decode_header(REPLY_FIELDS, reply[:REPLY_BYTES])
+        if header["opcode"] == Reply.ERROR:
+            code = header["code"]
+            name = ErrorCode(code).name if code in set(ErrorCode) else "unknown"
+            problem = f"error {code} ({name}) for the packet of tag {header['tag']}"
+        elif (header["opcode"], header["tag"]) != (opcode, tag):
+            problem = (
+                f"opcode {header['opcode']} and tag {header['tag']}, "
+                f"expected {int(opcode)} ({opcode.name}) and {tag}"
+            )
+        elif size is not None and len(reply) != size:
+            problem = f"a result of {len(reply)} bytes, expected {size}"
+        else:
+            return
+        # What else is on its way belongs to nobody: a device out of step is not used again.
+        self.close()
+        raise DeviceError(f"the device replied {problem}; open it again")
+
+
+def default_device() -> Device:
+    """The innermost open default.
+
+    Raises
+    ------
+    DeviceError
+        If there is none; the message says how to open one.
+    """
+    devices = _defaults.get()
+    if not devices:
+        raise DeviceError(
+            'no device: pass device="sim", or open a default with '
+            '"with celosia.open_device("sim"):"'
+        )
+    return devices[-1]
+
+
+_KINDS = {
+    "sim": ("celosia_sim.compiled", "CompiledTransport", "default"),
+    "model": ("celosia_sim.model_device", "ModelTransport", "default"),
+    "pysim": ("celosia_sim.pysim", "PysimTransport", "tiny"),
+}
+"""Kind of device -> module and class of its transport, and its preset."""
+
+
+def open_device(
+    spec: str,
+    *,
+    config: AcceleratorConfig | None = None,
+    progress: Callable[[str], None] | None = None,
+    waveform: str | PathLike[str] | None = None,
+) -> Device:
+    """Open a device.
+
+    Parameters
+    ----------
+    spec : str
+        ``"sim"`` (compiled, cycle-accurate simulation), ``"model"`` (integer model, the same
+        results without clocks) or ``"pysim"`` (Amaranth's simulator, slow, no compiler needed),
+        each optionally with a configuration, as in ``"sim:small"``. Without one it is "default",
+        and "tiny" for ``"pysim"``.
+    config : AcceleratorConfig, optional
+        Instead of a name in `spec`.
+    progress : callable, optional
+        Is told, in one line each, what is built and how far a run is.
+    waveform : path, optional
+        File that the signals of ``"sim"`` are written to, ``.fst`` or ``.vcd``.
+
+    Returns
+    -------
+    Device
+
+    Raises
+    ------
+    ValueError
+        If the kind or the configuration is unknown.
+    ImportError
+        If the simulation needs packages that are not installed; the message names the extra.
+    DeviceError
+        If the device does not answer.
+    """
+    if not isinstance(spec, str):
+        raise TypeError(f"a device is given as a str like 'sim:small', not {spec!r}")
+    kind, colon, name = spec.partition(":")
+    if kind not in _KINDS:
+        known = ", ".join(f"{kind}[:CONFIG]" for kind in _KINDS)
+        note = " is not supported yet" if kind == "serial" else ""
+        raise ValueError(
+            f"unknown device {spec!r}{note}: choose one of {known} (CONFIG: {', '.join(PRESETS)})"
+        )
+    if waveform is not None and kind != "sim":
+        raise ValueError(f"only the device 'sim' writes a waveform, not {spec!r}")
+    module, transport, default = _KINDS[kind]
+    if config is None:
+        config = preset(name if colon else default)
+    elif colon:
+        raise ValueError(f"device {spec!r} names a configuration, and config is given too")
+    try:
+        factory = getattr(importlib.import_module(module), transport)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("celosia"):
+            raise
+        raise ImportError(
+            f'device {spec!r} needs the package {error.name}: pip install "celosia[sim]"'
+        ) from error
+    options = {} if kind != "sim" else {"progress": progress, "trace": waveform}
+    return Device(factory(config, **options), progress=_tile_progress(progress))
+
+
+def _tile_progress(progress: Callable[[str], None] | None) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress(f"{done} of {total} query tiles")

@@ -1,0 +1,106 @@
+"""How far a result is from attention in floating point, and how far int8 alone would be."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import numpy.typing as npt
+
+from celosia_hw.arithmetic import FACTOR_BITS
+
+from .attention import Job
+
+__all__ = ["Float32", "ideal_attention", "metrics", "reference_attention", "reference_name"]
+
+Float32 = npt.NDArray[np.float32]
+
+
+def reference_name() -> str:
+    """What `reference_attention` runs on: "PyTorch" where it is installed, else "NumPy"."""
+    return "PyTorch" if importlib.util.find_spec("torch") else "NumPy"
+
+
+def reference_attention(
+    query: Float32,
+    key: Float32,
+    value: Float32,
+    *,
+    is_causal: bool = False,
+    key_length: npt.NDArray[np.int64] | int | None = None,
+) -> npt.NDArray[np.float32]:
+    """Attention in float32, by PyTorch's `scaled_dot_product_attention` where it is installed.
+
+    Parameters
+    ----------
+    query : (H, L, E) float32
+    key : (Hk, S, E) float32
+    value : (Hk, S, Ev) float32
+        H is a multiple of Hk.
+    is_causal : bool
+    key_length : int or (H,) int, optional
+        Keys that count.
+    """
+    heads, keys = len(query), key.shape[-2]
+    group = heads // len(key)
+    lengths = np.broadcast_to(keys if key_length is None else key_length, heads)
+    result = np.zeros((*query.shape[:-1], value.shape[-1]), np.float32)
+    attend = _torch_attention if reference_name() == "PyTorch" else _numpy_attention
+    for head, length in enumerate(lengths):
+        if length:
+            shared = head // group
+            result[head] = attend(
+                query[head], key[shared, :length], value[shared, :length], is_causal
+            )
+    return result
+
+
+def _torch_attention(query: Float32, key: Float32, value: Float32, is_causal: bool) -> Float32:
+    import torch
+
+    # Contiguous copies in four dimensions: what PyTorch's own kernels take.
+    q, k, v = (torch.from_numpy(np.array(x[None, None])) for x in (query, key, value))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    with torch.no_grad():
+        return attend(q, k, v, is_causal=is_causal)[0, 0].numpy()
+
+
+def _numpy_attention(query: Float32, key: Float32, value: Float32, is_causal: bool) -> Float32:
+    from celosia_sim.reference import attention
+
+    high = np.arange(1, len(query) + 1) if is_causal else None
+    return attention(query, key, value, high=high, dtype=np.float32).astype(np.float32)
+
+
+def ideal_attention(job: Job) -> npt.NDArray[np.float64]:
+    """Attention of the quantized Q, K and V of a job with everything else exact, in float64."""
+    from celosia_sim.reference import attention
+
+    result = np.zeros(job.shape)
+    flat = result.reshape(-1, *job.shape[-2:])
+    unit = 2.0**-FACTOR_BITS
+    for group in job.groups:
+        queries, keys, values = group.queries, group.keys, group.values
+        count = queries.values.shape[1]
+        lanes = job.program.config.query_lanes
+        exponents = np.repeat(queries.exponents, lanes, axis=-1)[:, :count]
+        flat[group.heads] = values.offset + attention(
+            queries.values * np.ldexp(queries.factors * unit, exponents)[..., None],
+            keys.values * (keys.factors * unit)[:, None],
+            values.values * (values.factors * (unit * values.scale))[:, None],
+            scale=float(np.log(2)),
+            high=np.arange(1, count + 1) if group.is_causal else None,
+        )
+    return result
+
+
+def metrics(reference: npt.NDArray, result: npt.NDArray) -> dict[str, float]:
+    """Signal to noise in dB, cosine, root mean square and maximal absolute error."""
+    from celosia_sim.reference import cosine, max_abs_error, rmse, sqnr_db
+
+    return {
+        "sqnr_db": sqnr_db(reference, result),
+        "cosine": cosine(reference, result),
+        "rmse": rmse(reference, result),
+        "max_abs_error": max_abs_error(reference, result),
+    }

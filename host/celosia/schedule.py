@@ -1,0 +1,335 @@
+"""From quantized heads to a stream of packets, and from replies to results.
+
+The accelerator executes packets in order. A LOAD waits until earlier ATTENDs that read the same
+bank are done, and an ATTEND until one of two query buffers is free; whatever waits holds up the
+stream. Heads therefore alternate between banks, and slices of the next head's keys go between
+the query tiles of this head: from its second ATTEND on, because by then the head before has left
+its bank, and in proportion to the work in hand, so that the last slice is there in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from celosia_hw.arithmetic import Widths
+from celosia_hw.config import AcceleratorConfig
+from celosia_hw.protocol import (
+    ATTEND_FIELDS,
+    COMMAND_BYTES,
+    LOAD_FIELDS,
+    REPLY_BYTES,
+    Opcode,
+    encode_header,
+    result_tile_words,
+)
+
+from .quantize import KeyTensor, QueryTensor, ValueTensor, score_shift
+
+__all__ = ["HeadGroup", "Program", "Tile", "schedule"]
+
+
+@dataclass(frozen=True)
+class HeadGroup:
+    """One head of keys and values, and the query heads that attend to it.
+
+    Parameters
+    ----------
+    heads : (n,) int ndarray
+        Where in the result the query heads belong.
+    queries : QueryTensor
+        Of n heads.
+    keys : KeyTensor
+    values : ValueTensor
+    is_causal : bool
+        Query i attends to the keys 0 ... i only.
+    """
+
+    heads: npt.NDArray[np.int64]
+    queries: QueryTensor
+    keys: KeyTensor
+    values: ValueTensor
+    is_causal: bool = False
+
+    def allowed_pairs(self) -> int:
+        """Pairs of a query and a key it attends to, over all heads."""
+        heads, queries, _ = self.queries.values.shape
+        keys = len(self.keys.values)
+        if not self.is_causal:
+            return heads * queries * keys
+        return heads * int(np.minimum(np.arange(1, queries + 1), keys).sum())
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Where the result of an ATTEND belongs."""
+
+    tag: int
+    head: int
+    first_query: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """Packets of a whole attention.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+    commands : list of bytes
+        Whole link words.
+    tiles : list of Tile
+        One per reply, in order.
+    value_dim : int
+    useful_macs : int
+        Multiply-accumulates of the allowed pairs of queries and keys.
+    """
+
+    config: AcceleratorConfig
+    commands: list[bytes]
+    tiles: list[Tile]
+    value_dim: int
+    useful_macs: int
+
+    @property
+    def reply_bytes(self) -> int:
+        """Bytes of each reply, header included."""
+        words = self.config.words(REPLY_BYTES) + result_tile_words(self.config, self.value_dim)
+        return words * self.config.link_bytes
+
+    def collect(self, replies: Sequence[bytes], result: npt.NDArray[np.int16]) -> None:
+        """Write the payloads of the replies into `result`, (heads, queries, value_dim).
+
+        The replies are in the order of `tiles` and of the right size.
+        """
+        if not self.tiles:
+            return
+        config, lanes = self.config, self.config.query_lanes
+        rows = np.frombuffer(b"".join(replies), np.uint8).reshape(len(replies), -1)
+        rows = rows[:, -result_tile_words(config, self.value_dim) * config.link_bytes :]
+        rows = rows.reshape(len(replies), self.value_dim, -1)[..., : 2 * lanes]
+        values = np.ascontiguousarray(rows).view("<i2").swapaxes(1, 2)
+        for tile, block in zip(self.tiles, values, strict=True):
+            part = result[tile.head, tile.first_query : tile.first_query + lanes]
+            part[:] = block[: len(part)]
+
+
+def schedule(
+    config: AcceleratorConfig, groups: Sequence[HeadGroup], result_fraction: int
+) -> Program:
+    """Packets that compute `groups`, whose head dimensions are equal.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+    groups : sequence of HeadGroup
+    result_fraction : int
+        Fraction bits of the results.
+
+    Returns
+    -------
+    Program
+
+    Raises
+    ------
+    ValueError
+        If a group has more keys than the accelerator holds.
+    """
+    commands: list[bytes] = []
+    tiles: list[Tile] = []
+    heads = list(_placed(config, groups, result_fraction))
+    value_dim = groups[0].values.values.shape[-1] if groups else 1
+
+    def send(packet: _Packet) -> int:
+        tag = len(commands) & 0xFF
+        header = encode_header(packet.layout, COMMAND_BYTES, tag=tag, **packet.fields)
+        commands.append(_padded(config, header) + packet.payload)
+        return tag
+
+    def load(head: _Head, start: int, stop: int) -> None:
+        for packet in head.loads(start, stop):
+            send(packet)
+
+    for index, head in enumerate(heads):
+        following = heads[index + 1] if index + 1 < len(heads) else None
+        if index == 0:
+            load(head, 0, head.tiles)
+        work = np.zeros(len(head.attends))
+        if following is not None and not head.banks & following.banks:
+            work = _pending_work(head.attends)
+        sent = 0
+        for packet, share in zip(head.attends, work, strict=True):
+            tag = send(packet)
+            tiles.append(Tile(tag, packet.head, packet.first_query))
+            if following is not None:
+                due = int(np.ceil(following.tiles * share))
+                load(following, sent, due)
+                sent = due
+        if following is not None:
+            load(following, sent, following.tiles)
+
+    head_dims = groups[0].queries.values.shape[-1] + value_dim if groups else 0
+    useful = sum(group.allowed_pairs() for group in groups) * head_dims
+    return Program(config, commands, tiles, value_dim, useful)
+
+
+def _pending_work(attends: Sequence[_Attend]) -> npt.NDArray[np.float64]:
+    """Share of a head's work that is done or under way once each ATTEND is accepted.
+
+    While the ATTEND after it waits in the second buffer, the one before is computed.
+    """
+    work = np.array([attend.fields["tiles"] for attend in attends], np.float64)
+    if len(work) > 1:
+        work = np.concatenate([[0], work[:-1]])
+    return np.cumsum(work) / work.sum()
+
+
+@dataclass(frozen=True)
+class _Packet:
+    """A packet without its tag."""
+
+    layout: dict[str, int]
+    fields: dict[str, int]
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class _Attend(_Packet):
+    head: int
+    first_query: int
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A group and where its keys go."""
+
+    config: AcceleratorConfig
+    slot: int
+    key_tiles: npt.NDArray[np.uint8]
+    attends: list[_Attend]
+    dims: dict[str, int]
+
+    @property
+    def tiles(self) -> int:
+        return len(self.key_tiles)
+
+    @property
+    def banks(self) -> set[int]:
+        per_bank = self.config.slots_per_bank
+        return set(range(self.slot // per_bank, (self.slot + self.tiles - 1) // per_bank + 1))
+
+    def loads(self, start: int, stop: int) -> Iterator[_Packet]:
+        """LOADs of some key tiles, cut where a bank ends."""
+        per_bank = self.config.slots_per_bank
+        while start < stop:
+            slot = self.slot + start
+            end = min(stop, start + per_bank - slot % per_bank)
+            fields = {"opcode": Opcode.LOAD, "slot": slot, "tiles": end - start, **self.dims}
+            yield _Packet(LOAD_FIELDS, fields, self.key_tiles[start:end].tobytes())
+            start = end
+
+
+def _placed(
+    config: AcceleratorConfig, groups: Sequence[HeadGroup], result_fraction: int
+) -> Iterator[_Head]:
+    bank = 0
+    for group in groups:
+        keys = len(group.keys.values)
+        if keys > config.key_capacity:
+            raise ValueError(
+                f"{keys} keys, but the device holds {config.key_capacity} "
+                f"({config.key_banks} banks of {config.max_keys})"
+            )
+        banks = -(-keys // config.max_keys)
+        if bank + banks > config.key_banks:
+            bank = 0
+        slot = bank * config.slots_per_bank
+        dims = {
+            "last_dim": group.keys.values.shape[-1] - 1,
+            "last_value_dim": group.values.values.shape[-1] - 1,
+        }
+        common = {
+            "opcode": Opcode.ATTEND,
+            "slot": slot,
+            **dims,
+            "result_fraction": result_fraction,
+            "limit": keys,
+        }
+        yield _Head(config, slot, _key_tiles(config, group), _attends(config, group, common), dims)
+        bank = (bank + banks) % config.key_banks
+
+
+def _attends(config: AcceleratorConfig, group: HeadGroup, common: dict[str, int]) -> list[_Attend]:
+    count, keys = group.queries.values.shape[1], len(group.keys.values)
+    lanes = config.query_lanes
+    payloads = _query_tiles(config, group.queries)
+    shifts = score_shift(Widths(config), group.queries.exponents)
+    attends = []
+    for index, head in enumerate(group.heads):
+        for tile, payload in enumerate(payloads[index]):
+            first = tile * lanes
+            last = min(first + lanes, count) - 1
+            mask = {"high": keys, "high_step": 0}
+            seen = keys
+            if group.is_causal and first + 1 < keys:
+                mask = {"high": first + 1, "high_step": 1}
+                seen = min(last + 1, keys)
+            fields = {
+                **common,
+                **mask,
+                "tiles": -(-seen // config.key_rows),
+                "score_shift": int(shifts[index, tile]),
+            }
+            attends.append(_Attend(ATTEND_FIELDS, fields, payload.tobytes(), int(head), first))
+    return attends
+
+
+def _key_tiles(config: AcceleratorConfig, group: HeadGroup) -> npt.NDArray[np.uint8]:
+    """Key tiles as they cross the link, (tiles, bytes)."""
+    rows = config.key_rows
+    parts = [
+        _factor_row(config, _split(group.keys.factors, rows)),
+        _factor_row(config, _split(group.values.factors, rows)),
+        _rows(config, _split(group.keys.values, rows)),
+        _rows(config, _split(group.values.values, rows)),
+    ]
+    return np.concatenate(parts, axis=-1)
+
+
+def _query_tiles(config: AcceleratorConfig, queries: QueryTensor) -> npt.NDArray[np.uint8]:
+    """Query tiles as they cross the link, (heads, tiles, bytes)."""
+    heads, lanes = len(queries.values), config.query_lanes
+    factors = np.stack([_split(queries.factors[head], lanes) for head in range(heads)])
+    values = np.stack([_split(queries.values[head], lanes) for head in range(heads)])
+    return np.concatenate([_factor_row(config, factors), _rows(config, values)], axis=-1)
+
+
+def _split(x: npt.NDArray, rows: int) -> npt.NDArray:
+    """Cut (tokens, ...) into tiles (tiles, rows, ...), the last one padded with zeros."""
+    padding = [(0, -len(x) % rows)] + [(0, 0)] * (x.ndim - 1)
+    return np.pad(x, padding).reshape(-1, rows, *x.shape[1:])
+
+
+def _factor_row(config: AcceleratorConfig, factors: npt.NDArray) -> npt.NDArray[np.uint8]:
+    """(..., tokens) factors as (..., bytes)."""
+    return _pad_words(config, np.ascontiguousarray(factors.astype("<u2")).view(np.uint8))
+
+
+def _rows(config: AcceleratorConfig, values: npt.NDArray) -> npt.NDArray[np.uint8]:
+    """(..., tokens, dim) values as (..., bytes): for each of dim, a padded row of tokens."""
+    rows = np.ascontiguousarray(values.swapaxes(-1, -2)).view(np.uint8)
+    return _pad_words(config, rows).reshape(*values.shape[:-2], -1)
+
+
+def _pad_words(config: AcceleratorConfig, data: npt.NDArray) -> npt.NDArray:
+    """Pad the last axis, in bytes, to whole link words."""
+    size = data.shape[-1]
+    padding = config.words(size) * config.link_bytes - size
+    return np.pad(data, [(0, 0)] * (data.ndim - 1) + [(0, padding)])
+
+
+def _padded(config: AcceleratorConfig, data: bytes) -> bytes:
+    return data.ljust(config.words(len(data)) * config.link_bytes, b"\0")

@@ -1,0 +1,245 @@
+"""The accelerator: everything between the command and the result stream."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import or_
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import fifo, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from .accumulator import AccumulatorLane
+from .conductor import Conductor
+from .config import AcceleratorConfig
+from .drain import Drain
+from .front_end import FrontEnd
+from .packets import PacketWord
+from .payload import QUERY_BUFFERS, Target
+from .pipeline import delayed
+from .protocol import COUNTER_NAMES
+from .reciprocal import Reciprocal
+from .responder import COUNTER_BITS
+from .row_memory import FactorMemory, RowMemory
+from .score_array import ScoreArray
+from .sequencer import QueryJob, Sequencer
+from .softmax_lane import SoftmaxLane
+from .timing import MEMORY_READ
+from .value_array import ValueArray
+
+__all__ = ["Accelerator", "PacketMerge"]
+
+
+class PacketMerge(wiring.Component):
+    """Joins two packet streams, a whole packet at a time; the first goes first.
+
+    Latency: none. Back-pressure passes through to the stream whose packet is under way.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+
+    Members
+    -------
+    first, second : In
+        Streams of `PacketWord`.
+    joined : Out
+        Stream of `PacketWord`.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        signature = stream.Signature(PacketWord(config))
+        super().__init__(
+            {"first": In(signature), "second": In(signature), "joined": Out(signature)}
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        locked, held = Signal(), Signal()
+        choice = Mux(locked, held, ~self.first.valid)
+        with m.If(self.joined.valid):
+            # A packet that has been offered stays, also while it is not accepted.
+            m.d.sync += [
+                locked.eq(~(self.joined.ready & self.joined.payload.last)),
+                held.eq(choice),
+            ]
+        with m.If(choice):
+            connect(m, flipped(self.second), flipped(self.joined))
+        with m.Else():
+            connect(m, flipped(self.first), flipped(self.joined))
+        return m
+
+
+class Accelerator(wiring.Component):
+    """An attention accelerator behind two packet streams.
+
+    Commands are executed in order, see `protocol`. Between the sequencer and the accumulators
+    nothing stalls: a key tile takes `AcceleratorConfig.pitch` clocks, and results leave
+    `normalizer_lanes` values a clock. Back-pressure on `result` holds back the next query tile,
+    and, once both query buffers are full, `command`.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+
+    Members
+    -------
+    command : In
+        Stream of `PacketWord`.
+    result : Out
+        Stream of `PacketWord`.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self.config = config
+        word = stream.Signature(PacketWord(config))
+        super().__init__({"command": In(word), "result": Out(word)})
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        config = self.config
+        m.submodules.front_end = front_end = FrontEnd(config)
+        m.submodules.sequencer = sequencer = Sequencer(config)
+        m.submodules.conductor = conductor = Conductor(config)
+        m.submodules.score_array = scores = ScoreArray(config)
+        m.submodules.value_array = values = ValueArray(config)
+        m.submodules.reciprocal = reciprocal = Reciprocal(config)
+        m.submodules.drain = drain = Drain(config)
+        m.submodules.merge = merge = PacketMerge(config)
+
+        connect(m, flipped(self.command), front_end.command)
+        connect(m, front_end.reply, merge.first)
+        connect(m, drain.result, merge.second)
+        connect(m, merge.joined, flipped(self.result))
+
+        m.submodules.jobs = jobs = fifo.SyncFIFO(width=QueryJob(config).size, depth=QUERY_BUFFERS)
+        m.d.comb += [
+            jobs.w_data.eq(front_end.job.payload),
+            jobs.w_en.eq(front_end.job.valid),
+            front_end.job.ready.eq(jobs.w_rdy),
+            sequencer.job.payload.eq(jobs.r_data),
+            sequencer.job.valid.eq(jobs.r_rdy),
+            jobs.r_en.eq(sequencer.job.ready),
+            sequencer.bank_free.eq(drain.bank_free),
+            conductor.tile_valid.eq(sequencer.tile_valid),
+            conductor.tile.eq(sequencer.tile),
+            front_end.buffer_done.eq(conductor.buffer_done),
+            front_end.banks_done.eq(conductor.banks_done),
+        ]
+        connect(m, conductor.job, drain.job)
+
+        self._memories(m, front_end, sequencer, conductor, scores, values)
+        self._lanes(m, conductor, scores, values, reciprocal, drain)
+        self._counters(m, front_end, sequencer, drain)
+        return m
+
+    def _memories(self, m: Module, front_end, sequencer, conductor, scores, values) -> None:
+        config = self.config
+        rows, lanes = config.key_rows, config.query_lanes
+        depth = config.slots * config.max_head_dim
+        m.submodules.keys = keys = RowMemory(config, rows, depth)
+        m.submodules.values = value_rows = RowMemory(config, rows, depth)
+        m.submodules.queries = queries = RowMemory(
+            config, lanes, QUERY_BUFFERS * config.max_head_dim
+        )
+        m.submodules.key_factors = key_factors = FactorMemory(config, rows, config.slots)
+        m.submodules.value_factors = value_factors = FactorMemory(config, rows, config.slots)
+        m.submodules.query_factors = self._query_factors = query_factors = FactorMemory(
+            config, lanes, QUERY_BUFFERS
+        )
+
+        write = front_end.write
+        for target, store in (
+            (Target.KEY_FACTORS, key_factors),
+            (Target.VALUE_FACTORS, value_factors),
+            (Target.KEYS, keys),
+            (Target.VALUES, value_rows),
+            (Target.QUERY_FACTORS, query_factors),
+            (Target.QUERIES, queries),
+        ):
+            m.d.comb += [
+                store.write.eq(front_end.write_valid & (write.target == target)),
+                store.write_word.eq(write.word),
+                store.write_data.eq(write.data),
+            ]
+            if isinstance(store, RowMemory):
+                m.d.comb += store.write_row.eq(write.row)
+            else:
+                m.d.comb += store.write_group.eq(write.group)
+
+        m.d.comb += [
+            keys.read_row.eq(sequencer.key_row),
+            queries.read_row.eq(sequencer.query_row),
+            scores.keys.eq(keys.row),
+            scores.queries.eq(queries.row),
+            scores.first.eq(delayed(m, sequencer.row_first, MEMORY_READ, "row_first")),
+            scores.last.eq(delayed(m, sequencer.row_last, MEMORY_READ, "row_last")),
+            value_rows.read_row.eq(conductor.value_row),
+            values.values.eq(value_rows.row),
+            values.swap.eq(conductor.swap),
+            values.load.eq(conductor.load),
+            values.load_first.eq(conductor.load_first),
+            query_factors.start.eq(conductor.query_factor_start),
+            query_factors.group.eq(conductor.query_buffer),
+            key_factors.start.eq(conductor.key_factor_start),
+            key_factors.group.eq(conductor.key_slot),
+            value_factors.start.eq(conductor.value_factor_start),
+            value_factors.group.eq(conductor.value_slot),
+            conductor.key_factor.eq(key_factors.factor),
+            conductor.value_factor.eq(value_factors.factor),
+        ]
+
+    def _lanes(self, m: Module, conductor, scores, values, reciprocal, drain) -> None:
+        config = self.config
+        step, read_step, write_step = conductor.step, conductor.read_step, conductor.write_step
+        totals, valids = [], []
+        for c in range(config.query_lanes):
+            m.submodules[f"softmax_{c}"] = softmax = SoftmaxLane(config)
+            m.submodules[f"accumulator_{c}"] = accumulator = AccumulatorLane(config)
+            m.d.comb += [
+                softmax.score.eq(scores.scores[c]),
+                softmax.step.eq(step),
+                softmax.query_factor.eq(self._query_factors.factor),
+                softmax.low.eq(conductor.low),
+                softmax.high.eq(conductor.high),
+                values.weights[c].eq(softmax.weight),
+                accumulator.partial.eq(values.partials[c]),
+                accumulator.read_step.eq(read_step),
+                accumulator.write_step.eq(write_step),
+                accumulator.rescale_valid.eq(softmax.rescale_valid),
+                accumulator.rescale.eq(softmax.rescale),
+                accumulator.drain_bank.eq(drain.bank),
+                accumulator.drain_index.eq(drain.index),
+                drain.outputs[c].eq(accumulator.drained),
+            ]
+            step = softmax.next_step
+            read_step, write_step = accumulator.next_read_step, accumulator.next_write_step
+            totals.append(softmax.total)
+            valids.append(softmax.total_valid)
+
+        # At most one lane has a row sum in any clock; the others give zeros.
+        m.d.sync += [
+            reciprocal.i_valid.eq(Cat(valids).any()),
+            reciprocal.total.eq(reduce(or_, totals)),
+        ]
+        m.d.comb += [
+            drain.reciprocal_valid.eq(reciprocal.o_valid),
+            drain.mantissa.eq(reciprocal.mantissa),
+            drain.length.eq(reciprocal.length),
+        ]
+
+    def _counters(self, m: Module, front_end, sequencer, drain) -> None:
+        """`protocol.COUNTER_NAMES`."""
+        active = Signal(range(2 * QUERY_BUFFERS))
+        m.d.sync += active.eq(active + sequencer.started - drain.tile_done)
+        busy = active != 0
+        increments = {
+            "busy": busy,
+            "stalled_input": busy & sequencer.lacks_input,
+            "stalled_output": sequencer.lacks_output,
+            "array_steps": Mux(sequencer.tile_valid, sequencer.steps, 0),
+        }
+        for index, name in enumerate(COUNTER_NAMES):
+            counter = Signal(COUNTER_BITS, name=f"count_{name}")
+            m.d.sync += counter.eq(Mux(front_end.clear_counters, 0, counter) + increments[name])
+            m.d.comb += front_end.counters[index].eq(counter)

@@ -1,0 +1,157 @@
+"""The output accumulators of one lane."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from .arithmetic import Widths
+from .config import AcceleratorConfig
+from .pipeline import delayed, shift_right_twice
+from .softmax_lane import SHIFT_BITS
+from .timing import ACCUMULATOR_READ, Timing
+
+__all__ = ["AccumulatorLane", "AccumulatorStep"]
+
+WRITE_LAG = ACCUMULATOR_READ + 1
+"""Clocks from an accumulator's address to its write."""
+
+
+class AccumulatorStep(data.StructLayout):
+    """Which accumulator is at hand; passed from lane to lane.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+
+    Members
+    -------
+    valid, first, fresh : 1
+        An accumulator is at hand; it is the tile's first; its tile is the query tile's first.
+    bank : 1
+    index : unsigned
+        Element of the value dimension.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        super().__init__(
+            {"valid": 1, "first": 1, "fresh": 1, "bank": 1, "index": range(config.max_head_dim)}
+        )
+
+
+class AccumulatorLane(wiring.Component):
+    """Two banks of accumulators: one adds partial sums up while the other is read out.
+
+    Every clock one accumulator is read, shifted right by the tile's rescaling, added to the
+    partial sum and written back. Latency `WRITE_LAG` clocks from the read step to the write, so
+    an index comes back after ``AcceleratorConfig.tile_latency`` clocks or later. There is no
+    back-pressure.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+
+    Members
+    -------
+    partial : In
+        `ACCUMULATOR_READ` clocks after its read step.
+    read_step, write_step, next_read_step, next_write_step : In, Out
+        `AccumulatorStep`, the write step `WRITE_LAG` clocks after the read step.
+    rescale_valid, rescale : In
+        For each tile, before its first read step: the right shift of the sums so far.
+    drain_bank, drain_index : In
+        Accumulator to read out.
+    drained : Out
+        It, two clocks later.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
+        widths = Widths(config)
+        self._accumulator = signed(widths.accumulator)
+        step = AccumulatorStep(config)
+        super().__init__(
+            {
+                "partial": In(signed(widths.partial)),
+                "read_step": In(step),
+                "write_step": In(step),
+                "next_read_step": Out(step),
+                "next_write_step": Out(step),
+                "rescale_valid": In(1),
+                "rescale": In(SHIFT_BITS),
+                "drain_bank": In(1),
+                "drain_index": In(range(config.max_head_dim)),
+                "drained": Out(self._accumulator),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        m.d.sync += [
+            self.next_read_step.eq(self.read_step),
+            self.next_write_step.eq(self.write_step),
+        ]
+        total = Signal(self._accumulator, reset_less=True)
+        outputs = [self._bank(m, bank, total) for bank in range(2)]
+        read_bank = delayed(m, self.read_step.bank, 1, "read_bank")
+        drain_bank = delayed(m, self.drain_bank, 1, "drain_bank")
+        stored = Signal(self._accumulator, reset_less=True)
+        m.d.sync += [
+            stored.eq(Mux(read_bank, outputs[1], outputs[0])),
+            self.drained.eq(Mux(drain_bank, outputs[1], outputs[0])),
+        ]
+        rescaled = shift_right_twice(
+            m,
+            stored,
+            self._shift(m),
+            "rescaled",
+            clear=delayed(m, self.read_step.fresh, 2, "fresh"),
+        )
+        m.d.sync += total.eq(rescaled + self.partial)
+        return m
+
+    def _bank(self, m: Module, bank: int, total: Signal):
+        depth = self._config.max_head_dim
+        storage = memory.Memory(shape=self._accumulator, depth=depth, init=[])
+        m.submodules[f"bank_{bank}"] = storage
+        write, read = storage.write_port(), storage.read_port()
+        m.d.comb += [
+            write.addr.eq(self.write_step.index),
+            write.data.eq(total),
+            write.en.eq(self.write_step.valid & (self.write_step.bank == bank)),
+            # The bank that adds up is never the one that is read out.
+            read.addr.eq(
+                Mux(
+                    self.read_step.valid & (self.read_step.bank == bank),
+                    self.read_step.index,
+                    self.drain_index,
+                )
+            ),
+        ]
+        return read.data
+
+    def _shift(self, m: Module) -> Signal:
+        """The tile's rescaling, which waits in a ring while its weights enter the value array."""
+        timing = Timing(self._config)
+        wait = timing.partial - timing.probability
+        depth = wait // max(self._config.key_rows, self._config.tile_latency) + 2
+        m.submodules.rescale_ring = ring = memory.Memory(shape=SHIFT_BITS, depth=depth, init=[])
+        write, read = ring.write_port(), ring.read_port(domain="comb")
+        place, taken = Signal(range(depth)), Signal(range(depth))
+        with m.If(self.rescale_valid):
+            m.d.sync += place.eq(Mux(place == depth - 1, 0, place + 1))
+        shift = Signal(SHIFT_BITS, reset_less=True)
+        # A clock late, as the last accumulator of the tile before still needs its own.
+        with m.If(delayed(m, self.read_step.valid & self.read_step.first, 1, "first")):
+            m.d.sync += [
+                shift.eq(read.data),
+                taken.eq(Mux(taken == depth - 1, 0, taken + 1)),
+            ]
+        m.d.comb += [
+            write.addr.eq(place),
+            write.data.eq(self.rescale),
+            write.en.eq(self.rescale_valid),
+            read.addr.eq(taken),
+        ]
+        return shift

@@ -1,0 +1,277 @@
+"""Turns the event of a tile into everything that must happen later, each at its clock."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .accumulator import WRITE_LAG, AccumulatorStep
+from .arithmetic import FACTOR_BITS
+from .config import AcceleratorConfig
+from .drain import DrainJob
+from .pipeline import EventDelay, Steps, delayed
+from .sequencer import TileRecord
+from .softmax_lane import LaneStep
+from .timing import ACCUMULATOR_READ, FACTOR_READ, MEMORY_READ, Timing
+
+__all__ = ["Conductor"]
+
+
+class _Event(NamedTuple):
+    """A strobe and the record beside it."""
+
+    valid: Value
+    record: data.View
+
+
+class Conductor(wiring.Component):
+    """Times the pipeline behind the sequencer.
+
+    Every output follows `tile_valid` by the clocks that `Timing` gives for lane 0; lanes pass
+    what they need on to their neighbours. There is no back-pressure.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+
+    Members
+    -------
+    tile_valid, tile : In
+        Event and `TileRecord`, at least ``max(key_rows, tile_latency)`` clocks apart.
+    query_factor_start, query_buffer : Out
+    key_factor_start, key_slot, value_factor_start, value_slot : Out
+        Reads of the factor memories.
+    key_factor, value_factor : In
+        What they give.
+    step : Out
+        `LaneStep` of lane 0.
+    low, high : Out
+        Key interval of the lane whose ``step.load_interval`` is set.
+    load, load_first : Out(1)
+        As in `ValueArray`.
+    value_row, swap : Out
+        Row of the value memory to read, and the tag for the value array.
+    read_step, write_step : Out
+        `AccumulatorStep` of lane 0.
+    job : Out
+        Stream of `DrainJob` without back-pressure: a query tile is summed up in all lanes.
+    buffer_done : Out(1)
+        Strobe: a query buffer is no longer read.
+    banks_done : Out
+        Strobe for each key bank: a query tile no longer reads it.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
+        self._timing = Timing(config)
+        self._spacing = max(config.key_rows, config.tile_latency)
+        slot = range(config.slots)
+        super().__init__(
+            {
+                "tile_valid": In(1),
+                "tile": In(TileRecord(config)),
+                "query_factor_start": Out(1),
+                "query_buffer": Out(1),
+                "key_factor_start": Out(1),
+                "key_slot": Out(slot),
+                "value_factor_start": Out(1),
+                "value_slot": Out(slot),
+                "key_factor": In(FACTOR_BITS),
+                "value_factor": In(FACTOR_BITS),
+                "step": Out(LaneStep(config)),
+                "low": Out(signed(18)),
+                "high": Out(signed(18)),
+                "load": Out(1),
+                "load_first": Out(1),
+                "value_row": Out(range(config.slots * config.max_head_dim)),
+                "swap": Out(1),
+                "read_step": Out(AccumulatorStep(config)),
+                "write_step": Out(AccumulatorStep(config)),
+                "job": Out(stream.Signature(DrainJob(), always_ready=True)),
+                "buffer_done": Out(1),
+                "banks_done": Out(config.key_banks),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        tile = _Event(self.tile_valid, self.tile)
+        self._factors(m, tile)
+        scaled = self._scores(m, tile)
+        summed = self._probabilities(m, scaled)
+        self._outputs(m, summed)
+        return m
+
+    def _later(self, m: Module, event: _Event, clocks: int, name: str, keep: str) -> _Event:
+        """The event `clocks` clocks later, with the fields of its record named in `keep`."""
+        layout = TileRecord(self._config)
+        shape = data.StructLayout({field: layout[field].shape for field in keep.split()})
+        m.submodules[name] = delay = EventDelay(shape, clocks, self._spacing)
+        m.d.comb += delay.i_valid.eq(event.valid)
+        m.d.comb += [delay.i[field].eq(event.record[field]) for field in keep.split()]
+        return _Event(delay.o_valid, delay.o)
+
+    def _steps(self, m: Module, event: _Event, name: str, last: Value, limit: int) -> Steps:
+        m.submodules[name] = steps = Steps(limit)
+        m.d.comb += [steps.start.eq(event.valid), steps.count_minus_one.eq(last)]
+        return steps
+
+    def _hold(self, m: Module, event: _Event, field: str, name: str) -> Signal:
+        """A field from the clock after its event on."""
+        held = Signal(event.record[field].shape(), name=name, reset_less=True)
+        with m.If(event.valid):
+            m.d.sync += held.eq(event.record[field])
+        return held
+
+    def _factors(self, m: Module, tile: _Event) -> None:
+        timing = self._timing
+        query = self._later(
+            m, tile, timing.load_factor - FACTOR_READ, "query_factors", "first query_buffer"
+        )
+        key = self._later(m, tile, timing.key_factor - FACTOR_READ, "key_factors", "slot")
+        done = self._later(
+            m, tile, timing.load_factor + self._config.query_lanes, "query_done", "last"
+        )
+        start = query.valid & query.record.first
+        m.d.comb += [
+            self.query_factor_start.eq(start),
+            self.query_buffer.eq(query.record.query_buffer),
+            self.step.load_factor.eq(delayed(m, start, FACTOR_READ, "load_factor")),
+            self.key_factor_start.eq(key.valid),
+            self.key_slot.eq(key.record.slot),
+            self.step.key_factor.eq(self.key_factor),
+            self.buffer_done.eq(done.valid & done.record.last),
+        ]
+
+    def _scores(self, m: Module, tile: _Event) -> _Event:
+        timing, step = self._timing, self.step
+        behind = "slot base banks tag last_value_dim result_fraction"
+        shift = self._later(
+            m,
+            tile,
+            timing.score_shift - 1,
+            "scores",
+            f"first last score_shift position low high low_step high_step limit {behind}",
+        )
+        m.d.comb += step.score_shift.eq(self._hold(m, shift, "score_shift", "score_shift"))
+
+        wait = timing.position - timing.score_shift
+        interval = self._later(
+            m, shift, wait - 1, "interval", "first low high low_step high_step limit"
+        )
+        self._interval(m, interval)
+
+        key = self._later(m, shift, wait, "position", "position")
+        position = Signal.like(key.record.position, name="key_position")
+        m.d.sync += position.eq(Mux(key.valid, key.record.position, position + 1))
+        m.d.comb += step.position.eq(position)
+
+        log = self._later(m, shift, wait + 1, "log_scores", f"first last {behind}")
+        steps = self._steps(m, log, "log_steps", self._config.key_rows - 1, self._config.key_rows)
+        m.d.comb += [
+            step.log_first.eq(steps.first),
+            step.log_last.eq(steps.last),
+            step.log_fresh.eq(self._hold(m, log, "first", "log_fresh")),
+        ]
+        return log
+
+    def _interval(self, m: Module, event: _Event) -> None:
+        """The rule of the key interval, lane after lane."""
+        start = event.valid & event.record.first
+        low, high = Signal(signed(18)), Signal(signed(18))
+        limit = self._hold(m, event, "limit", "limit")
+        low_step = self._hold(m, event, "low_step", "low_step")
+        high_step = self._hold(m, event, "high_step", "high_step")
+        m.d.sync += [
+            low.eq(Mux(start, event.record.low, low + low_step)),
+            high.eq(Mux(start, event.record.high, high + high_step)),
+        ]
+        m.d.comb += [
+            self.low.eq(low),
+            self.high.eq(Mux(high > limit, limit, high)),
+            self.step.load_interval.eq(delayed(m, start, 1, "load_interval")),
+        ]
+
+    def _probabilities(self, m: Module, log: _Event) -> _Event:
+        timing, step = self._timing, self.step
+        ahead = timing.probability - timing.log_score
+        kept = "first last slot base banks tag last_value_dim result_fraction"
+        factor = self._later(m, log, ahead + 1 - FACTOR_READ, "value_factors", kept)
+        sums = self._later(m, factor, FACTOR_READ - 1, "row_sums", "first last")
+        load = self._later(
+            m, factor, timing.weight - timing.probability + FACTOR_READ - 2, "loads", "first"
+        )
+        count = self._config.key_rows
+        steps = self._steps(m, sums, "sum_steps", count - 1, count)
+        loads = self._steps(m, load, "load_steps", count - 1, count)
+        m.d.comb += [
+            self.value_factor_start.eq(factor.valid),
+            self.value_slot.eq(factor.record.slot),
+            step.value_factor.eq(self.value_factor),
+            step.sum_first.eq(steps.first),
+            step.sum_last.eq(steps.last),
+            step.sum_fresh.eq(self._hold(m, sums, "first", "sum_fresh")),
+            step.sum_final.eq(self._hold(m, sums, "last", "sum_final")),
+            self.load.eq(loads.active),
+            self.load_first.eq(loads.first),
+        ]
+        return factor
+
+    def _outputs(self, m: Module, factor: _Event) -> None:
+        timing, config = self._timing, self._config
+        ahead = timing.value - MEMORY_READ - 1 - (timing.probability - FACTOR_READ)
+        kept = "first last base banks tag last_value_dim result_fraction"
+        value = self._later(m, factor, ahead, "values", kept)
+        reads = self._steps(
+            m, value, "value_steps", value.record.last_value_dim, config.max_head_dim
+        )
+        m.d.sync += self.value_row.eq(Mux(value.valid, value.record.base, self.value_row + 1))
+        banks = self._hold(m, value, "banks", "banks")
+        value_last = self._hold(m, value, "last", "value_last")
+        m.d.comb += [
+            self.swap.eq(delayed(m, reads.first, MEMORY_READ, "swap")),
+            self.banks_done.eq(Mux(reads.last & value_last, banks, 0)),
+        ]
+
+        ahead = timing.partial - ACCUMULATOR_READ - timing.value + MEMORY_READ
+        kept = "first last tag last_value_dim result_fraction"
+        sums = self._later(m, value, ahead, "sums", kept)
+        self._accumulate(m, sums)
+
+    def _accumulate(self, m: Module, sums: _Event) -> None:
+        config = self._config
+        steps = self._steps(
+            m, sums, "accumulate_steps", sums.record.last_value_dim, config.max_head_dim
+        )
+        bank = Signal(init=1)
+        with m.If(sums.valid & sums.record.first):
+            m.d.sync += bank.eq(~bank)
+        read = self.read_step
+        m.d.comb += [
+            read.valid.eq(steps.active),
+            read.first.eq(steps.first),
+            read.fresh.eq(self._hold(m, sums, "first", "fresh")),
+            read.bank.eq(bank),
+            read.index.eq(steps.index),
+            self.write_step.eq(delayed(m, read.as_value(), WRITE_LAG, "write_step")),
+        ]
+
+        # The last lane's last accumulator is written `query_lanes - 1` clocks after the first's.
+        fields = DrainJob().members
+        last = self._hold(m, sums, "last", "sums_last")
+        held = {field: self._hold(m, sums, field, f"sums_{field}") for field in fields}
+        m.submodules.finished = done = EventDelay(
+            # Two tiles of different value dimensions may end closer together than they start.
+            DrainJob(),
+            WRITE_LAG + config.query_lanes,
+            self._spacing // 2,
+        )
+        m.d.comb += [
+            done.i_valid.eq(steps.last & last),
+            self.job.valid.eq(done.o_valid),
+            self.job.payload.eq(done.o),
+        ]
+        m.d.comb += [done.i[field].eq(held[field]) for field in fields]

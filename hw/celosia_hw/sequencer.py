@@ -1,0 +1,238 @@
+"""Walks query tiles over their key tiles."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .arithmetic import MAX_RESULT_FRACTION
+from .config import AcceleratorConfig
+from .softmax_lane import SHIFT_BITS
+
+__all__ = ["QueryJob", "Sequencer", "TileRecord"]
+
+ACCUMULATOR_BANKS = 2
+
+
+def _tile_members(config: AcceleratorConfig) -> dict:
+    return {
+        "tag": 8,
+        "slot": range(config.slots),
+        "base": range(config.slots * config.max_head_dim),
+        "last_value_dim": range(config.max_head_dim),
+        "score_shift": SHIFT_BITS,
+        "result_fraction": range(MAX_RESULT_FRACTION + 1),
+        "low_step": 1,
+        "high_step": 1,
+        "low": signed(16),
+        "high": signed(16),
+        "limit": 16,
+        "banks": config.key_banks,
+        "query_buffer": 1,
+    }
+
+
+class QueryJob(data.StructLayout):
+    """A query tile to attend with; its queries are in a query buffer.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+
+    Members
+    -------
+    slot, base : unsigned
+        First key tile, and the row where its keys and values start.
+    last_tile, last_dim, last_value_dim, last_clock : unsigned
+        Key tiles, head dimensions and clocks per key tile, each less one.
+    banks : unsigned
+        Key banks that are read, one bit each.
+    query_buffer : 1
+    tag, score_shift, result_fraction, low_step, high_step, low, high, limit
+        As in `protocol.ATTEND_FIELDS`.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        super().__init__(
+            {
+                **_tile_members(config),
+                "last_tile": range(config.slots),
+                "last_dim": range(config.max_head_dim),
+                "last_clock": range(config.pitch(config.max_head_dim, config.max_head_dim)),
+            }
+        )
+
+
+class TileRecord(data.StructLayout):
+    """One key tile of a query tile.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+
+    Members
+    -------
+    first, last : 1
+        First and last key tile of the query tile.
+    position : unsigned
+        Number of its first key, from the first of the query tile.
+    slot, base : unsigned
+        Of this key tile.
+    banks, query_buffer, tag, score_shift, ...
+        As in `QueryJob`.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        super().__init__(
+            {
+                **_tile_members(config),
+                "first": 1,
+                "last": 1,
+                "position": range(config.key_capacity),
+            }
+        )
+
+
+class Sequencer(wiring.Component):
+    """Reads the key and query rows of one tile after the other.
+
+    A query tile starts when it has arrived and a bank of accumulators is free (credit), so that
+    nothing behind it ever waits. Throughput: a key tile every `AcceleratorConfig.pitch` clocks,
+    without a gap between query tiles of the same head dimensions; two query tiles start at least
+    `query_lanes` clocks apart, and after a change of head dimensions the pipeline waits for one
+    old head dimension.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+
+    Members
+    -------
+    job : In
+        Stream of `QueryJob`.
+    bank_free : In(1)
+        Strobe: a bank of accumulators is handed back.
+    key_row, query_row : Out
+        Rows to read.
+    row_first, row_last : Out(1)
+        Beside the first and last row of a tile.
+    tile_valid, tile : Out
+        Event and `TileRecord` beside the last row; all later steps count from here.
+    started : Out(1)
+        Strobe: a query tile starts in the next clock.
+    steps : Out
+        Multiply-accumulates that this tile takes in each processing element, beside the event.
+    lacks_input, lacks_output : Out(1)
+        Idle, as no query tile has arrived; as no bank is free.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
+        rows = config.slots * config.max_head_dim
+        super().__init__(
+            {
+                "job": In(stream.Signature(QueryJob(config))),
+                "bank_free": In(1),
+                "key_row": Out(range(rows)),
+                "query_row": Out(range(2 * config.max_head_dim)),
+                "row_first": Out(1),
+                "row_last": Out(1),
+                "tile_valid": Out(1),
+                "tile": Out(TileRecord(config)),
+                "started": Out(1),
+                "steps": Out(range(2 * config.max_head_dim + 1)),
+                "lacks_input": Out(1),
+                "lacks_output": Out(1),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        config = self._config
+        depth = config.max_head_dim
+        new, job = self.job.payload, Signal(QueryJob(config))
+        running, clock = Signal(), Signal.like(job.last_clock)
+        tiles_left = Signal.like(job.last_tile)
+        own = {
+            name: Signal.like(self.tile[name], name=name)
+            for name in ("first", "slot", "base", "position")
+        }
+
+        tile_end = running & (clock == job.last_clock)
+        query_end = tile_end & (tiles_left == 0)
+        start = self._start(m, new, job, running, query_end)
+
+        m.d.sync += clock.eq(Mux(tile_end, 0, clock + 1))
+        with m.If(tile_end):
+            m.d.sync += [
+                running.eq(~query_end),
+                tiles_left.eq(tiles_left - 1),
+                own["first"].eq(0),
+                own["slot"].eq(own["slot"] + 1),
+                own["base"].eq(own["base"] + depth),
+                own["position"].eq(own["position"] + config.key_rows),
+                self.key_row.eq(own["base"] + depth),
+                self.query_row.eq(Mux(job.query_buffer, depth, 0)),
+            ]
+        with m.Else():
+            m.d.sync += [
+                self.key_row.eq(self.key_row + 1),
+                self.query_row.eq(self.query_row + 1),
+            ]
+        with m.If(start):
+            m.d.sync += [
+                running.eq(1),
+                clock.eq(0),
+                job.eq(new),
+                tiles_left.eq(new.last_tile),
+                own["first"].eq(1),
+                own["slot"].eq(new.slot),
+                own["base"].eq(new.base),
+                own["position"].eq(0),
+                self.key_row.eq(new.base),
+                self.query_row.eq(Mux(new.query_buffer, depth, 0)),
+            ]
+
+        rest = [name for name in _tile_members(config) if name not in own]
+        m.d.comb += [self.tile[name].eq(job[name]) for name in rest]
+        m.d.comb += [self.tile[name].eq(value) for name, value in own.items()]
+        m.d.comb += [
+            self.tile.last.eq(tiles_left == 0),
+            self.row_first.eq(running & (clock == 0)),
+            self.row_last.eq(running & (clock == job.last_dim)),
+            self.tile_valid.eq(self.row_last),
+            self.steps.eq(job.last_dim + job.last_value_dim + 2),
+        ]
+        return m
+
+    def _start(self, m: Module, new, job, running: Signal, query_end) -> Signal:
+        """Whether a query tile starts in the next clock."""
+        credit = Signal(range(ACCUMULATOR_BANKS + 1), init=ACCUMULATOR_BANKS)
+        start = self.started
+        m.d.sync += credit.eq(credit + self.bank_free - start)
+
+        # Lanes take their query factors one a clock.
+        gap = Signal(range(self._config.query_lanes))
+        with m.If(start):
+            m.d.sync += gap.eq(self._config.query_lanes - 1)
+        with m.Elif(gap != 0):
+            m.d.sync += gap.eq(gap - 1)
+
+        # A shorter inner dimension must not catch up with the tile before.
+        settle = Signal(range(self._config.max_head_dim + 1))
+        with m.If(query_end):
+            m.d.sync += settle.eq(job.last_dim + 1)
+        with m.Elif(settle != 0):
+            m.d.sync += settle.eq(settle - 1)
+        same = (new.last_dim == job.last_dim) & (new.last_value_dim == job.last_value_dim)
+        follows = Mux(running, query_end & same, same | (settle == 0))
+
+        idle = ~running | query_end
+        m.d.comb += [
+            start.eq(self.job.valid & (credit != 0) & (gap == 0) & follows),
+            self.job.ready.eq((credit != 0) & (gap == 0) & follows),
+            self.lacks_input.eq(idle & ~self.job.valid),
+            self.lacks_output.eq(idle & self.job.valid & (credit == 0)),
+        ]
+        return start

@@ -1,0 +1,209 @@
+// Drives the two streams of a verilated accelerator. LINK_BYTES is the size of a link word.
+// A word lies in memory as in a packet, little-endian; the port has `last` above its data.
+// Verilator calls the port command__valid command___05Fvalid, and so on.
+
+#include <cstdint>
+#include <cstring>
+
+#include "Vcelosia.h"
+#include "verilated.h"
+#if VM_TRACE_FST
+#include "verilated_fst_c.h"
+using Trace = VerilatedFstC;
+#elif VM_TRACE
+#include "verilated_vcd_c.h"
+using Trace = VerilatedVcdC;
+#endif
+
+namespace {
+
+void store(QData& port, const uint8_t* data, bool last) {
+    uint32_t low;
+    std::memcpy(&low, data, sizeof low);
+    port = QData{last} << 32 | low;
+}
+
+bool load(const QData& port, uint8_t* data) {
+    const uint32_t low = static_cast<uint32_t>(port);
+    std::memcpy(data, &low, sizeof low);
+    return port >> 32;
+}
+
+template <class Wide>
+void store(Wide& port, const uint8_t* data, bool last) {
+    std::memcpy(&port[0], data, LINK_BYTES);
+    port[LINK_BYTES / 4] = last;
+}
+
+template <class Wide>
+bool load(const Wide& port, uint8_t* data) {
+    std::memcpy(data, &port[0], LINK_BYTES);
+    return port[LINK_BYTES / 4];
+}
+
+// splitmix64
+struct Random {
+    uint64_t state;
+
+    // True with a probability of threshold / 2^32.
+    bool below(uint64_t threshold) {
+        uint64_t z = state += 0x9e3779b97f4a7c15;
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+        z = (z ^ z >> 27) * 0x94d049bb133111eb;
+        return (z ^ z >> 31) >> 32 < threshold;
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// Has the layout of `_Exchange` in compiled.py. Clocks count from the creation of the simulation.
+struct Exchange {
+    const uint8_t* command;  // words to send
+    const uint8_t* command_ends;  // a byte for each: 1 if it ends a packet
+    uint64_t words;
+    uint64_t sent;
+    uint8_t* result;  // room for received words
+    uint8_t* result_ends;
+    uint64_t capacity;
+    uint64_t received;
+    uint64_t replies;  // packets still to be received
+    uint64_t idle;  // clocks since a word moved
+    uint64_t first_command;  // clocks at which words were accepted
+    uint64_t last_command;
+    uint64_t last_result;
+};
+
+class Simulation {
+public:
+    Simulation(const char* trace_path, uint64_t seed, double command_stall, double result_stall)
+        : model{&context}
+        , random{seed}
+        , command_stall{threshold(command_stall)}
+        , result_stall{threshold(result_stall)} {
+#if VM_TRACE
+        context.traceEverOn(true);
+        model.trace(&trace, 99);
+        trace.open(trace_path);
+#else
+        (void)trace_path;
+#endif
+        reset();
+    }
+
+    ~Simulation() {
+        model.final();
+#if VM_TRACE
+        trace.close();
+#endif
+    }
+
+    void reset() {
+        valid = false;
+        model.command___05Fvalid = 0;
+        model.result___05Fready = 0;
+        model.rst = 1;
+        for (int i = 0; i < 4; ++i) {
+            settle();
+            edge();
+        }
+        model.rst = 0;
+    }
+
+    // Simulates until everything is done, `limit` clocks have passed, no word has moved for
+    // `patience` clocks, or the room for results is full.
+    void run(Exchange& x, uint64_t limit, uint64_t patience) {
+        static const uint8_t garbage[LINK_BYTES] = {0xa5, 0x5a, 0xff};
+        for (; limit && x.idle < patience && x.received < x.capacity; --limit) {
+            if (x.sent == x.words && !x.replies) break;
+            if (!valid) {
+                valid = x.sent < x.words && !random.below(command_stall);
+                model.command___05Fvalid = valid;
+                if (valid) {
+                    store(model.command___05Fpayload, x.command + x.sent * LINK_BYTES,
+                          x.command_ends[x.sent]);
+                } else if (command_stall) {  // a payload without valid means nothing
+                    store(model.command___05Fpayload, garbage, true);
+                }
+            }
+            model.result___05Fready = !random.below(result_stall);
+            settle();
+            const bool sending = valid && model.command___05Fready;
+            const bool receiving = model.result___05Fready && model.result___05Fvalid;
+            if (receiving) {
+                const bool last = load(model.result___05Fpayload, x.result + x.received * LINK_BYTES);
+                x.result_ends[x.received++] = last;
+                x.replies -= last && x.replies;
+                x.last_result = clocks;
+            }
+            if (sending) {
+                if (!x.sent++) x.first_command = clocks;
+                x.last_command = clocks;
+                valid = false;
+            }
+            x.idle = sending || receiving ? 0 : x.idle + 1;
+            edge();
+        }
+#if VM_TRACE
+        trace.flush();
+#endif
+    }
+
+    uint64_t clocks = 0;
+
+private:
+    static uint64_t threshold(double probability) {
+        return static_cast<uint64_t>(probability * 4294967296.0);
+    }
+
+    // Outputs for the present inputs.
+    void settle() {
+        model.clk = 0;
+        model.eval();
+        dump();
+    }
+
+    void edge() {
+        model.clk = 1;
+        model.eval();
+        dump();
+        ++clocks;
+    }
+
+    void dump() {
+#if VM_TRACE
+        trace.dump(clocks * 10 + (model.clk ? 5 : 0));
+#endif
+    }
+
+    VerilatedContext context;
+#if VM_TRACE
+    Trace trace;
+#endif
+    Vcelosia model;
+    Random random;
+    const uint64_t command_stall;
+    const uint64_t result_stall;
+    bool valid = false;
+};
+
+#define EXPORT __attribute__((visibility("default")))
+
+EXPORT Simulation* celosia_create(const char* trace_path, uint64_t seed, double command_stall,
+                                  double result_stall) {
+    return new Simulation{trace_path, seed, command_stall, result_stall};
+}
+
+EXPORT void celosia_destroy(Simulation* simulation) { delete simulation; }
+
+EXPORT void celosia_reset(Simulation* simulation) { simulation->reset(); }
+
+EXPORT uint64_t celosia_clocks(const Simulation* simulation) { return simulation->clocks; }
+
+EXPORT void celosia_run(Simulation* simulation, Exchange* exchange, uint64_t limit,
+                        uint64_t patience) {
+    simulation->run(*exchange, limit, patience);
+}
+
+}  // extern "C"
