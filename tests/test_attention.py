@@ -1,16 +1,15 @@
 """`run_attention` on the integer model against PyTorch."""
 
+import celosia
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
-
-import celosia
 from celosia import AttentionOptions, Quantized, run_attention, run_attention_raw
 from celosia.attention import plan_attention
 from celosia.evaluate import ideal_attention
 from celosia_hw.config import preset
 from celosia_sim.reference import attention, sqnr_db
+from torch.nn.functional import scaled_dot_product_attention
 
 # On N(0, 1) the largest of a token's 10 to 128 numbers is 1.5 to 3 standard deviations, so a
 # step of int8 is at most 3 / 127 of one and its rounding 43 dB below the signal. Three tensors
@@ -34,8 +33,8 @@ def qkv(heads, queries, keys, dim, value_dim=None, key_heads=None):
 
 def sdpa(q, k, v, **options):
     """PyTorch in float32 and four dimensions, so that all its options mean what they should."""
-    tensors = [torch.as_tensor(np.asarray(x))[None] for x in (q, k, v)]
-    return scaled_dot_product_attention(*tensors, **options)[0].numpy()
+    q, k, v = (torch.from_numpy(x)[None] for x in (q, k, v))
+    return scaled_dot_product_attention(q, k, v, **options)[0].numpy()
 
 
 @pytest.mark.parametrize("device", ["model:tiny", "model:small", "model"])
@@ -84,8 +83,8 @@ def test_grouped_heads():
 
 def test_grouped_heads_in_a_batch():
     q, k, v = random(2, 6, 9, 8), random(2, 3, 11, 8, seed=1), random(2, 3, 11, 5, seed=2)
-    tensors = map(torch.from_numpy, (q, k, v))
-    expected = scaled_dot_product_attention(*tensors, enable_gqa=True).numpy()
+    tq, tk, tv = map(torch.from_numpy, (q, k, v))
+    expected = scaled_dot_product_attention(tq, tk, tv, enable_gqa=True).numpy()
     result = run_attention(q, k, v, enable_gqa=True, device="model:tiny")
     assert sqnr_db(expected, result) > BOUND_DB
 
@@ -108,7 +107,8 @@ def test_key_length_of_each_batch_element():
     lengths = np.array([9, 4, 0])
     result = run_attention(q, k, v, key_length=lengths, device="model:tiny")
     mask = torch.from_numpy(np.arange(9) < lengths[:, None])[:, None, None, :]
-    expected = scaled_dot_product_attention(*map(torch.from_numpy, (q, k, v)), attn_mask=mask)
+    tq, tk, tv = map(torch.from_numpy, (q, k, v))
+    expected = scaled_dot_product_attention(tq, tk, tv, attn_mask=mask)
     assert not result[2].any()
     assert sqnr_db(expected.nan_to_num().numpy(), result) > BOUND_DB
     same = run_attention(q, k, v, key_length=torch.from_numpy(lengths), device="model:tiny")
@@ -134,7 +134,8 @@ def test_torch_tensors(dtype):
     assert result.dtype == dtype
     assert result.device == q.device
     assert not result.requires_grad
-    expected = scaled_dot_product_attention(*(x.detach().float() for x in (q, k, v)))
+    q, k, v = (x.detach().float() for x in (q, k, v))
+    expected = scaled_dot_product_attention(q, k, v)
     # The result is rounded once more, to 8 bits at least: 48 dB.
     assert sqnr_db(expected.numpy(), result.float().numpy()) > BOUND_DB - 0.3
 

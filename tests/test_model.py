@@ -337,6 +337,7 @@ def test_operands_and_state_stay_as_they_were():
 def test_no_rows():
     values = operands(np.random.default_rng(9), TINY, 0, 12, 4, 4)
     assert attend(TINY, **values).result.shape == (0, 4)
+    assert attend(TINY, **values, keep=True).result.shape == (0, 4)
 
 
 @pytest.mark.parametrize(

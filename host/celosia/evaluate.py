@@ -6,7 +6,6 @@ import importlib.util
 
 import numpy as np
 import numpy.typing as npt
-
 from celosia_hw.arithmetic import FACTOR_BITS
 
 from .attention import Job

@@ -7,6 +7,7 @@ the `State` it ends in continues a run over more keys.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -180,11 +181,7 @@ def attend(
     elif state.output.shape != (rows, value_dim):
         raise ValueError(f"state of shape {state.output.shape}, expected {(rows, value_dim)}")
 
-    trace = None
-    if keep:
-        state, trace = _advance(config, queries, keys, state, keep=True)
-    else:
-        state = _run(config, queries, keys, state)
+    state, trace = _run(config, queries, keys, state, keep)
     mantissa, length = reciprocal(state.total)
     result = normalize(state.output, mantissa[:, None], length[:, None], fraction[:, None])
     return Attention(result.astype(np.int16), state, trace)
@@ -286,40 +283,60 @@ def _operands(
     return queries, keys
 
 
-def _run(config: AcceleratorConfig, queries: _Queries, keys: _Keys, state: State) -> State:
-    """Run block by block, over the tiles that hold an allowed key."""
-    tile = config.key_rows
-    step = max(_BLOCK_KEYS // tile, 1) * tile
-    done = []
-    for row in range(0, len(queries.query), _BLOCK_ROWS):
+def _run(
+    config: AcceleratorConfig, queries: _Queries, keys: _Keys, state: State, keep: bool
+) -> tuple[State, Trace | None]:
+    """Run block by block; unless a trace is kept, over the tiles that hold an allowed key."""
+    tile, count = config.key_rows, len(keys.key)
+    step = count if keep else max(_BLOCK_KEYS // tile, 1) * tile
+    states, traces = [], []
+    for row in range(0, max(len(queries.query), 1), _BLOCK_ROWS):
         rows = slice(row, row + _BLOCK_ROWS)
         block = _Queries._make(array[rows] for array in queries)
         part = State(state.maximum[rows], state.total[rows], state.output[rows])
-        begin, end = int(block.low.min()) // tile * tile, -(-int(block.high.max()) // tile) * tile
+        begin, end = int(block.low.min(initial=count)), int(block.high.max(initial=0))
+        begin, end = (0, count) if keep else (begin // tile * tile, -(-end // tile) * tile)
         for start in range(begin, end, step):
             some = _Keys._make(array[start : min(start + step, end)] for array in keys)
-            part, _ = _advance(config, block, some, part)
-        done.append(part)
-    if not done:
-        return state
-    return State(
-        np.concatenate([part.maximum for part in done]),
-        np.concatenate([part.total for part in done]),
-        np.concatenate([part.output for part in done]),
+            part, trace = _advance(config, block, some, part, keep)
+            traces.append(trace)
+        states.append(part)
+    return _join(states), _join(traces) if keep else None
+
+
+def _join(parts: list[Any]) -> Any:
+    """The rows of all parts, dataclasses of arrays, in one."""
+    names = [field.name for field in dataclasses.fields(parts[0])]
+    return type(parts[0])(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in names)
     )
 
 
+def _product(left: npt.NDArray, right: npt.NDArray) -> npt.NDArray:
+    """``left @ right``, in pieces of at most 2^18 multiplications.
+
+    OpenBLAS spreads larger ones over threads, which costs more than it gains at these sizes, and
+    a multiple of the time when the cores are busy.
+    """
+    result = np.empty((len(left), right.shape[1]), left.dtype)
+    step = max((1 << 18) // max(left.size, 1), 1)
+    for start in range(0, right.shape[1], step):
+        columns = slice(start, start + step)
+        np.matmul(left, right[:, columns], out=result[:, columns])
+    return result
+
+
 def _advance(
-    config: AcceleratorConfig, queries: _Queries, keys: _Keys, state: State, keep: bool = False
+    config: AcceleratorConfig, queries: _Queries, keys: _Keys, state: State, keep: bool
 ) -> tuple[State, Trace | None]:
     """Run all rows over whole tiles of keys."""
     widths = Widths(config)
-    score = (queries.query @ keys.key.T).astype(np.int64)
+    score = _product(queries.query, keys.key.T).astype(np.int64)
     factor = gain(queries.factor[:, None], keys.key_factor)
     z = log_score(widths, score, factor, queries.score_shift[:, None])
     allowed = (keys.position >= queries.low[:, None]) & (keys.position < queries.high[:, None])
 
-    tiles = (len(z), -1, config.key_rows)
+    tiles = (len(z), len(keys.key) // config.key_rows, config.key_rows)
     masked = np.where(allowed, z, widths.lowest_log_score).reshape(tiles)
     before = state.maximum[:, None]
     tile_maximum = masked.max(axis=2)
@@ -342,7 +359,7 @@ def _advance(
     output, outputs = state.output, []
     for start, stop in zip(starts, [*starts[1:], count], strict=True):
         span = slice(start * config.key_rows, stop * config.key_rows)
-        partial = weights[:, span].astype(np.float64) @ keys.value[span]
+        partial = _product(weights[:, span].astype(np.float64), keys.value[span])
         output = rescale(output, shift[:, start, None]) + partial.astype(np.int64)
         outputs.append(output)
 
