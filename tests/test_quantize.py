@@ -157,14 +157,16 @@ def test_large_logits_keep_their_order(magnitude, head_dim):
     z = z_of(queries, keys, 16)
     top = 1 << (WIDTHS.log_score - 1)
     assert np.abs(z).max() < top - 1, "saturated"
-    if magnitude >= 1e4:
-        # The rows are scaled to the limit: nothing is given away either.
-        assert np.abs(z).max() > top / 8
+    if magnitude >= 1e4 and head_dim == 1:
+        # In one dimension the Cauchy-Schwarz bound is met, so the limit is too, but for the
+        # rounding of the score.
+        assert np.abs(z).max() > top * (1 - 1 / 500)
     score = queries.values[0].astype(int) @ keys.values.T.astype(int)
     exact = score * keys.factors.astype(float)
     order = np.argsort(exact, axis=1)
+    # Scores are rounded to a multiple of 32, each by up to 16, where the largest is 127 * 127.
     ranked = np.take_along_axis(z, order, axis=1)
-    assert np.all(ranked[:, 1:] - ranked[:, :-1] >= -top / 500)
+    assert np.all(ranked[:, 1:] - ranked[:, :-1] >= -top * 32 / 127**2)
 
 
 def test_rows_within_the_range_are_left_alone_beside_a_large_one():

@@ -108,9 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.function(arguments)
-    except (ArithmeticError, ImportError, MemoryError, OSError, RuntimeError) as error:
-        return _fail(error)
-    except (TypeError, ValueError) as error:
+    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
         return _fail(error)
     except KeyboardInterrupt:
         return 130

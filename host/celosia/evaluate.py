@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -83,13 +84,15 @@ def ideal_attention(job: Job) -> npt.NDArray[np.float64]:
         count = queries.values.shape[1]
         lanes = job.program.config.query_lanes
         exponents = np.repeat(queries.exponents, lanes, axis=-1)[:, :count]
-        flat[group.heads] = values.offset + attention(
-            queries.values * np.ldexp(queries.factors * unit, exponents)[..., None],
-            keys.values * (keys.factors * unit)[:, None],
-            values.values * (values.factors * (unit * values.scale))[:, None],
-            scale=float(np.log(2)),
-            high=np.arange(1, count + 1) if group.is_causal else None,
-        )
+        high = np.arange(1, count + 1) if group.is_causal else None
+        logit_keys = keys.values * (keys.factors * unit)[:, None]
+        averaged = values.values * (values.factors * (unit * values.scale))[:, None]
+        scales = np.ldexp(queries.factors * unit, exponents)[..., None]
+        for head, rows, scale in zip(group.heads, queries.values, scales, strict=True):
+            # The logits of quantized tensors have base 2.
+            flat[head] = values.offset + attention(
+                rows * scale, logit_keys, averaged, scale=math.log(2), high=high
+            )
     return result
 
 
