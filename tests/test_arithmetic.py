@@ -5,11 +5,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from celosia_hw import arithmetic
 from celosia_hw.arithmetic import Exp2Table, Widths
 from celosia_hw.config import PRESETS, AcceleratorConfig, preset
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 CONFIGS = {
     **PRESETS,

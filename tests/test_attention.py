@@ -1,15 +1,16 @@
 """`run_attention` on the integer model against PyTorch."""
 
-import celosia
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+import celosia
 from celosia import AttentionOptions, Quantized, run_attention, run_attention_raw
 from celosia.attention import plan_attention
 from celosia.evaluate import ideal_attention
 from celosia_hw.config import preset
 from celosia_sim.reference import attention, sqnr_db
-from torch.nn.functional import scaled_dot_product_attention
 
 # On N(0, 1) the largest of a token's 10 to 128 numbers is 1.5 to 3 standard deviations, so a
 # step of int8 is at most 3 / 127 of one and its rounding 43 dB below the signal. Three tensors

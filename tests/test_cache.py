@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from celosia_hw.config import AcceleratorConfig
 from celosia_sim import cache, export
 

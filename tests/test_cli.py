@@ -8,9 +8,10 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-import celosia
 import numpy as np
 import pytest
+
+import celosia
 from celosia.cli import main
 from celosia.evaluate import reference_attention
 from celosia_hw.config import preset

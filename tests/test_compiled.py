@@ -5,6 +5,7 @@ import shutil
 import stat
 
 import pytest
+
 from celosia_hw.config import AcceleratorConfig
 from celosia_sim import toolchain
 from celosia_sim.compiled import CompiledSimulation, CompiledTransport

@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+
 from celosia_hw.config import PRESETS, AcceleratorConfig, ConfigError, preset
 
 

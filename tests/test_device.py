@@ -2,9 +2,10 @@
 
 import contextvars
 
-import celosia
 import numpy as np
 import pytest
+
+import celosia
 from celosia import AcceleratorConfig, Device, DeviceError, open_device, run_attention
 from celosia_hw.config import PRESETS, preset
 from celosia_hw.protocol import REPLY_FIELDS, ErrorCode, Opcode, Reply, encode_header

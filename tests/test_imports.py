@@ -6,11 +6,12 @@ import sys
 import venv
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 import celosia
 import celosia_hw
 import celosia_sim
-import numpy as np
-import pytest
 
 
 def run(python, code):

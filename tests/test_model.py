@@ -7,6 +7,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from celosia_hw.config import AcceleratorConfig, preset
 from celosia_sim.model import State, attend
 from celosia_sim.reference import (
@@ -16,8 +19,6 @@ from celosia_sim.reference import (
     rmse,
     sqnr_db,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 TINY = preset("tiny")
 CONFIGS = {

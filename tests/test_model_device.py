@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from celosia_hw import VERSION
 from celosia_hw.config import AcceleratorConfig, preset
 from celosia_hw.protocol import (

@@ -1,6 +1,9 @@
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from celosia_hw.config import PRESETS, AcceleratorConfig, ConfigError, preset
 from celosia_hw.protocol import (
     ATTEND_FIELDS,
@@ -21,8 +24,6 @@ from celosia_hw.protocol import (
     query_tile_words,
     result_tile_words,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 LAYOUTS = [
     (COUNTERS_FIELDS, COMMAND_BYTES),

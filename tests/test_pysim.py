@@ -1,4 +1,5 @@
 import pytest
+
 from celosia_sim.errors import SimulationError
 from celosia_sim.pysim import ComponentTransport, PysimTransport
 from loopback import HANG, SWALLOW, Loopback

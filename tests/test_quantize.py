@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from celosia.options import AttentionOptions
 from celosia.quantize import (
     Operand,

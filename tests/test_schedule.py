@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+
 from celosia.attention import plan_attention
 from celosia_hw.config import AcceleratorConfig, preset
 from celosia_hw.protocol import (

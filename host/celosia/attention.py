@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from celosia_hw.arithmetic import Widths
 from celosia_hw.config import AcceleratorConfig
 

@@ -17,6 +17,7 @@ from typing import IO, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+
 from celosia_hw.arithmetic import Widths
 from celosia_hw.config import PRESETS, AcceleratorConfig, preset
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from celosia_hw.config import PRESETS, AcceleratorConfig, preset
 from celosia_hw.protocol import (
     COMMAND_BYTES,

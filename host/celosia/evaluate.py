@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+
 from celosia_hw.arithmetic import FACTOR_BITS
 
 from .attention import Job

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from celosia_hw.arithmetic import FACTOR_BITS, GAIN_BITS, MAX_SCORE_SHIFT, Widths
 
 from .options import AttentionOptions

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from celosia_hw.arithmetic import Widths
 from celosia_hw.config import AcceleratorConfig
 from celosia_hw.protocol import (

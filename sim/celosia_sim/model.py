@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
 from celosia_hw.arithmetic import (
     ELEMENT_BITS,
     MAX_RESULT_FRACTION,

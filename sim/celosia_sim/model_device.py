@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
 from celosia_hw import VERSION
 from celosia_hw.arithmetic import RESULT_BITS
 from celosia_hw.config import AcceleratorConfig

@@ -40,7 +40,9 @@ _COMPILE = (
     *("-std=gnu++17", "-march=native", "-fPIC", "-fvisibility=hidden", "-w"),
     *("-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVL_TIME_CONTEXT"),
 )
-_OPTIMIZE, _OPTIMIZE_RARE = "-O3", "-O1"
+_OPTIMIZE, _OPTIMIZE_RARE = "-O3", "-O0"
+_UNIT_BYTES = 500_000
+"""Source that is compiled at once, beyond what is needed to occupy every processor."""
 
 
 @dataclass(frozen=True)
@@ -192,11 +194,26 @@ def _verilate(
     tools: Toolchain, options: Sequence[str], verilog: str, folder: Path
 ) -> dict[Path, int]:
     """The C++ files of a design, and their sizes in bytes."""
-    (folder / "celosia.v").write_text(verilog)
+    (folder / "celosia.v").write_text(_with_loops(verilog))
     environment = {**os.environ, "VERILATOR_ROOT": tools.root}
     command = [*tools.verilator, *options, "--Mdir", str(folder), str(folder / "celosia.v")]
     _run(command, "Verilator", environment)
     return {path: path.stat().st_size for path in sorted(folder.glob("*.cpp"))}
+
+
+def _with_loops(verilog: str) -> str:
+    """Replace the assignments of zero to each word of a memory by a loop.
+
+    Amaranth writes one per word; of a configuration with large memories they would be most of
+    the code to compile.
+    """
+    zeros = re.compile(r"^( *)(\w+)\[0\] = \d+'h0+;\n(?:\1\2\[\d+\] = \d+'h0+;\n)+", re.MULTILINE)
+
+    def loop(found: re.Match[str]) -> str:
+        indent, name = found.groups()
+        return f"{indent}for (int i = 0; i < {found[0].count(chr(10))}; i++) {name}[i] = 0;\n"
+
+    return zeros.sub(loop, verilog)
 
 
 def _runtime(
@@ -220,7 +237,7 @@ def _runtime(
         with tempfile.TemporaryDirectory(prefix="celosia-build-") as folder:
             source = Path(folder) / "runtime.cpp"
             source.write_text(text)
-            command = [*compile_, _OPTIMIZE_RARE, "-c", str(source), "-o", str(path)]
+            command = [*compile_, "-O1", "-c", str(source), "-o", str(path)]
             hint = ": sudo apt install liblz4-dev zlib1g-dev" if trace == "fst" else ""
             _run(command, "the C++ compiler", hint=hint)
 
@@ -236,17 +253,11 @@ def _compile(
 ) -> list[str]:
     """Object files of a design and the harness, compiled in parallel."""
     jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Every compilation reads the same headers: merge small files, into as many as can run at once.
-    rare = [path for path in sources if path.name.endswith("__Slow.cpp")]
-    groups: list[list[Path]] = [[] for _ in range(jobs)]
-    loads = [0] * jobs
-    for path in sorted(sources.keys() - set(rare), key=lambda path: (-sources[path], path.name)):
-        least = loads.index(min(loads))
-        groups[least].append(path)
-        loads[least] += sources[path]
-    units = [(group, _OPTIMIZE) for group in groups if group]
-    units[-1][0].append(harness)  # the least loaded
-    units.append((rare, _OPTIMIZE_RARE))
+    rare = {path: size for path, size in sources.items() if path.name.endswith("__Slow.cpp")}
+    often = {path: size for path, size in sources.items() if path not in rare}
+    often[harness] = harness.stat().st_size
+    units = [(files, _OPTIMIZE) for files in _groups(often, jobs)]
+    units += [(files, _OPTIMIZE_RARE) for files in _groups(rare, 1)]
 
     def compile_unit(number: int) -> str:
         files, optimization = units[number]
@@ -266,6 +277,18 @@ def _compile(
         return [future.result() for future in futures]
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _groups(files: dict[Path, int], least: int) -> list[list[Path]]:
+    """Files to be compiled together, since each compilation reads the same headers anew."""
+    count = max(least, -(-sum(files.values()) // _UNIT_BYTES))
+    groups: list[list[Path]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for path in sorted(files, key=lambda path: (-files[path], path.name)):
+        smallest = loads.index(min(loads))
+        groups[smallest].append(path)
+        loads[smallest] += files[path]
+    return [group for group in groups if group]
 
 
 def _run(

@@ -11,6 +11,7 @@ import os
 from amaranth.hdl import DomainRenamer, Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out, connect, flipped
+
 from celosia_hw.accelerator import Accelerator, PacketMerge
 from celosia_hw.accumulator import AccumulatorLane
 from celosia_hw.config import AcceleratorConfig, preset
@@ -47,7 +48,7 @@ CONFIGS = {
         key_rows=12,
         query_lanes=2,
         max_head_dim=9,
-        max_keys=60,
+        max_keys=264,
         key_banks=1,
         probability_bits=8,
         score_fraction_bits=12,
