@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from os import PathLike
 from pathlib import Path
 
@@ -136,7 +136,7 @@ class CompiledSimulation(StreamTransport):
             raise SimulationError("the simulation is closed")
         return self._handle
 
-    def _run(self, data: bytes, ends: bytes, replies: int) -> Iterator[Slice]:
+    def _run(self, data: bytes, ends: bytes, replies: int) -> Generator[Slice, None, None]:
         exchange = _Exchange(
             command=data,
             command_ends=ends,

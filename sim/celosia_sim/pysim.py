@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from celosia_hw.config import AcceleratorConfig
@@ -45,7 +45,7 @@ class ComponentTransport(StreamTransport):
         self._command_payload = hdl.Value.cast(component.command.payload)
         self._result_payload = hdl.Value.cast(component.result.payload)
         super().__init__((len(self._command_payload) - 1) // 8, idle_clocks)
-        self._component = component
+        self._component: Any = component
         self._simulator: Simulator | None = None
         self._reset()
 
@@ -91,13 +91,15 @@ class ComponentTransport(StreamTransport):
             self._idle = 0 if sending or result_valid else self._idle + 1
             self.total_clocks += 1
 
-    def _run(self, data: bytes, ends: bytes, replies: int) -> Iterator[Slice]:
+    def _run(self, data: bytes, ends: bytes, replies: int) -> Generator[Slice, None, None]:
         if self._component is None:
             raise SimulationError("the simulation is closed")
-        if self._simulator is None:
-            self._simulator = _amaranth()[1].Simulator(self._component)
-            self._simulator.add_clock(1e-8)
-            self._simulator.add_testbench(self._drive)
+        simulator = self._simulator
+        if simulator is None:
+            simulator = _amaranth()[1].Simulator(self._component)
+            simulator.add_clock(1e-8)
+            simulator.add_testbench(self._drive)
+            self._simulator = simulator
         size = self.link_bytes
         self._clear()
         self._words = [
@@ -108,7 +110,7 @@ class ComponentTransport(StreamTransport):
         while self._busy():
             deadline = time.perf_counter() + _SLICE_SECONDS
             while self._busy() and self._idle < self.idle_clocks:
-                self._simulator.advance()
+                simulator.advance()
                 if time.perf_counter() > deadline:
                     break
             words = [word.to_bytes(size + 1, "little") for word in self._received]

@@ -6,7 +6,7 @@ import abc
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 from celosia_hw.config import AcceleratorConfig
@@ -153,7 +153,7 @@ class StreamTransport(abc.ABC):
         self.close()
 
     @abc.abstractmethod
-    def _run(self, data: bytes, ends: bytes, replies: int) -> Iterator[Slice]:
+    def _run(self, data: bytes, ends: bytes, replies: int) -> Generator[Slice, None, None]:
         """Simulate until all words are sent and `replies` packets have arrived.
 
         Yields at least several times a second, and when `idle_clocks` have passed without a word.

@@ -107,13 +107,15 @@ def waveforms(tiles: list[tuple[Query, int, int]]) -> dict[str, list[int]]:
         put(members["sum_final"], TIMING.probability, int(final))
         put(members["value_factor"], TIMING.probability, query.value_factors[keys])
 
-    words = sum(members[name].astype(object) << STEP[name].offset for name in members)
+    words = np.zeros(len(inputs["score"]), object)
+    for name, values in members.items():
+        words += values.astype(object) << STEP[name].offset
     return {
-        "step": list(words),
-        "score": list(inputs["score"] & ((1 << WIDTHS.score) - 1)),
-        "query_factor": list(inputs["query_factor"]),
-        "low": list(inputs["low"] & ((1 << 18) - 1)),
-        "high": list(inputs["high"] & ((1 << 18) - 1)),
+        "step": words.tolist(),
+        "score": (inputs["score"] & ((1 << WIDTHS.score) - 1)).tolist(),
+        "query_factor": inputs["query_factor"].tolist(),
+        "low": (inputs["low"] & ((1 << 18) - 1)).tolist(),
+        "high": (inputs["high"] & ((1 << 18) - 1)).tolist(),
     }
 
 

@@ -157,7 +157,7 @@ def join(values: Iterable[int], bits: int) -> int:
     return total
 
 
-def split(value: int, bits: int, count: int, *, signed: bool = False) -> list[int]:
+def split(value: Any, bits: int, count: int, *, signed: bool = False) -> list[int]:
     """The elements of an array."""
     elements = [(value >> (place * bits)) & ((1 << bits) - 1) for place in range(count)]
     return [e - (1 << bits) if signed and e >> (bits - 1) else e for e in elements]
