@@ -1,5 +1,7 @@
 """`run_attention` on the integer model against PyTorch."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -277,7 +279,14 @@ def test_raw_result():
     assert raw.scale.shape == (3, 1, 1)
     assert raw.offset.shape == (3, 1, 8)
     result = run_attention(q.astype(np.float64), k, v, options=options, device="model:tiny")
-    np.testing.assert_array_equal(raw.values * raw.scale + raw.offset, result)
+    assert raw.transform is not None
+    assert raw.transform.shape == (3, 8, 8)
+    expected = raw.values * raw.scale @ raw.transform + raw.offset
+    np.testing.assert_allclose(expected, result, atol=1e-12)
+    options = AttentionOptions(rotate_values=False, balance_values=False)
+    raw = run_attention_raw(q, k, v, options=options, device="model:tiny")
+    assert raw.transform is None
+    np.testing.assert_array_equal(raw.dequantize(), raw.values * raw.scale)
 
 
 def test_result_fraction():
@@ -396,14 +405,24 @@ REJECTED = {
     "lengths": ((Q, K, V), {"key_length": [1, 2, 3]}, ValueError, r"shape \(3,\).*\(2,\)"),
     "float length": ((Q, K, V), {"key_length": 2.0}, TypeError, "integers"),
     "options": ((Q, K, V), {"options": {}}, TypeError, "AttentionOptions"),
-    "attn_mask": ((Q, K, V, np.ones((5, 6), bool)), {}, NotImplementedError, "attn_mask"),
-    "window": ((Q, K, V), {"window": 3}, NotImplementedError, "window"),
-    "alignment": (
-        (Q, K, V),
-        {"causal_alignment": "bottom_right"},
+    "keys skipped": (
+        (Q, K, V, np.tile([True, False, True], (5, 2))),
+        {},
         NotImplementedError,
-        "bottom_right",
+        "row 0 of the mask skips keys",
     ),
+    "bias": ((Q, K, V, np.full((5, 6), 0.5)), {}, NotImplementedError, "bias 0.5"),
+    "mask and causal": (
+        (Q, K, V, np.ones((5, 6), bool)),
+        {"is_causal": True},
+        ValueError,
+        "exclude each other",
+    ),
+    "mask shape": ((Q, K, V, np.ones((4, 6), bool)), {}, ValueError, r"\(4, 6\)"),
+    "integer mask": ((Q, K, V, np.ones((5, 6), int)), {}, TypeError, "int64"),
+    "window": ((Q, K, V), {"window": 0}, ValueError, "window .*0"),
+    "alignment": ((Q, K, V), {"causal_alignment": "left"}, ValueError, "'left'"),
+    "documents": ((Q, K, V), {"document_ids": np.zeros(6, int)}, ValueError, "5"),
 }
 
 
@@ -417,3 +436,72 @@ def test_rejected_before_anything_is_sent(case, monkeypatch):
                 run_attention(*arguments, **options)
         assert "\n" not in str(caught.value)
         assert sqnr_db(sdpa(Q, K, V), run_attention(Q, K, V)) > BOUND_DB
+
+
+def random_call(seed):
+    """Tensors of a random shape, and a mask that only allows consecutive keys."""
+    rng = np.random.default_rng(seed)
+    batch, kv_heads, group = rng.integers(1, 3), rng.integers(1, 4), rng.integers(1, 4)
+    queries, keys = rng.integers(1, 40, 2)
+    head_dim, value_dim = rng.integers(1, 65, 2)
+    shape = (int(batch), int(kv_heads))
+    q = rng.normal(size=(shape[0], shape[1] * group, queries, head_dim)).astype(np.float32)
+    k = rng.normal(size=(*shape, keys, head_dim)).astype(np.float32)
+    v = rng.normal(size=(*shape, keys, value_dim)).astype(np.float32)
+    kind = ("none", "causal", "bottom_right", "window", "lengths", "bool", "float")[seed % 7]
+    query, key = np.indices((queries, keys))
+    arguments: dict[str, Any] = {"scale": float(rng.uniform(0.05, 0.5))}
+    allowed = np.ones((queries, keys), bool)
+    if kind in ("causal", "bottom_right"):
+        offset = int(keys - queries) if kind == "bottom_right" else 0
+        arguments["is_causal"] = True
+        arguments["causal_alignment"] = "bottom_right" if offset else "top_left"
+        allowed = key <= query + offset
+    elif kind == "window":
+        arguments["window"] = window = int(rng.integers(1, 12))
+        allowed = (key <= query) & (key > query - window)
+    elif kind == "lengths":
+        lengths = rng.integers(0, keys + 1, batch)
+        arguments["key_length"] = lengths
+        allowed = (key < lengths[:, None, None])[:, None]
+    elif kind in ("bool", "float"):
+        ends = np.sort(rng.integers(0, keys + 1, (queries, 2)), axis=1)
+        allowed = (key >= ends[:, :1]) & (key < ends[:, 1:])
+        floats = np.where(allowed, 0, -np.inf).astype(np.float32)
+        arguments["attn_mask"] = allowed if kind == "bool" else floats
+    return (q, k, v), arguments, allowed
+
+
+def check_random_call(seed, device):
+    """Against PyTorch, where a query attends to anything; zeros elsewhere."""
+    tensors, arguments, allowed = random_call(seed)
+    result = run_attention(*tensors, enable_gqa=True, device=device, **arguments)
+    q, k, v = map(torch.from_numpy, tensors)
+    reference = torch.nn.functional.scaled_dot_product_attention(
+        *(q, k, v),
+        attn_mask=torch.tensor(np.broadcast_to(allowed, (*q.shape[:2], *allowed.shape[-2:]))),
+        scale=arguments["scale"],
+        enable_gqa=True,
+    ).numpy()
+    empty = np.broadcast_to(~allowed.any(axis=-1), reference.shape[:-1])
+    assert not result[empty].any()
+    reference = np.where(empty[..., None], 0, reference)
+    # Int8 of few tokens and of up to 64 numbers each: 5 % of the largest is far from a wrong mask.
+    np.testing.assert_allclose(result, reference, atol=0.05 * np.abs(tensors[2]).max())
+
+
+@pytest.mark.parametrize("seed", range(210))
+def test_random_shapes_and_masks_against_pytorch(seed):
+    with celosia.open_device("model:small") as device:
+        check_random_call(seed, device)
+
+
+@pytest.mark.parametrize("seed", range(21))
+def test_random_shapes_and_masks_on_the_hardware(seed):
+    tensors, arguments, _ = random_call(1000 + seed)
+    raw = {}
+    for name in ("model:small", "sim:small"):
+        raw[name] = celosia.run_attention_raw(
+            *tensors, enable_gqa=True, device=name, **arguments
+        ).values
+    np.testing.assert_array_equal(raw["sim:small"], raw["model:small"])

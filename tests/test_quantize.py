@@ -1,5 +1,6 @@
 """Factors and int8 values against the real numbers that they stand for."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from celosia.options import AttentionOptions
 from celosia.quantize import (
     Operand,
+    logit_transform,
     quantize_keys,
     quantize_queries,
     quantize_values,
@@ -17,7 +19,15 @@ from celosia_hw.arithmetic import MAX_SCORE_SHIFT, Widths, gain, log_score
 from celosia_hw.config import AcceleratorConfig, preset
 
 WIDTHS = Widths(preset("default"))
-PLAIN = AttentionOptions(smooth_keys=False)
+PLAIN = AttentionOptions(
+    smooth_keys=False,
+    rotate_keys=False,
+    balance_keys=False,
+    rotate_values=False,
+    balance_values=False,
+    error_feedback=False,
+    search_scales=False,
+)
 UNIT = 2.0**-16
 
 
@@ -28,13 +38,20 @@ def random(*shape, seed=0, spread=0.0):
     return rng.normal(size=shape) * tokens
 
 
+def in_lanes(queries, keys, scale, widths, lanes, options):
+    """The queries of one head, so many to a tile."""
+    count = queries.values.shape[1]
+    tiles = np.array_split(np.arange(count), range(lanes, count, lanes))
+    return quantize_queries(queries, keys, scale, widths, tiles, options)
+
+
 def key_scales(keys):
     return np.ldexp(keys.factors * UNIT, keys.exponent)[:, None]
 
 
 def query_scales(queries, lanes):
     """Scales of the queries' share of the base-2 logits, times the base of the keys."""
-    exponents = np.repeat(queries.exponents, lanes, axis=-1)[:, : queries.factors.shape[1]]
+    exponents = np.repeat(queries.exponents, lanes)[: queries.factors.shape[1]]
     return np.ldexp(queries.factors * UNIT, exponents)[..., None]
 
 
@@ -42,7 +59,7 @@ def z_of(queries, keys, lanes, widths=WIDTHS):
     """What the accelerator makes of one head, in units of 2**-fraction."""
     score = queries.values[0].astype(np.int64) @ keys.values.astype(np.int64).T
     factor = gain(queries.factors[0, :, None].astype(np.int64), keys.factors.astype(np.int64))
-    shifts = np.repeat(score_shift(widths, queries.exponents[0]), lanes)[: len(score), None]
+    shifts = np.repeat(score_shift(widths, queries.exponents), lanes)[: len(score), None]
     assert shifts.min() >= 0
     assert shifts.max() <= MAX_SCORE_SHIFT
     return log_score(widths, score, factor, shifts)
@@ -91,20 +108,23 @@ def test_zero_rows_have_zero_factors():
 
 def test_smoothing_takes_the_mean_out_of_keys():
     x = random(40, 8)
-    smooth = quantize_keys(Operand(x + 100 * np.arange(8)), AttentionOptions())
+    options = dataclasses.replace(PLAIN, smooth_keys=True)
+    shifted = Operand(x + 100 * np.arange(8))
+    transform = logit_transform(Operand(x[None]), shifted, 1.0, options)
+    smooth = quantize_keys(shifted, options, transform)
     plain = quantize_keys(Operand(x - x.mean(axis=0)), PLAIN)
     np.testing.assert_array_equal(smooth.values, plain.values)
 
 
 def test_one_scale_per_head():
-    options = AttentionOptions(
-        per_token_query=False, per_token_key=False, per_token_value=False, smooth_keys=False
+    options = dataclasses.replace(
+        PLAIN, per_token_query=False, per_token_key=False, per_token_value=False
     )
     x = random(30, 8, spread=2)
     keys = quantize_keys(Operand(x), options)
     assert len(set(keys.factors)) == 1
     assert len(set(quantize_values(Operand(x), options).factors)) == 1
-    queries = quantize_queries(Operand(x[None]), keys, 1.0, WIDTHS, 16, options)
+    queries = in_lanes(Operand(x[None]), keys, 1.0, WIDTHS, 16, options)
     assert len(set(queries.factors[0])) == 1
 
 
@@ -112,7 +132,7 @@ def test_one_scale_per_head():
 @pytest.mark.parametrize("magnitude", [1.0, 1e-30, 1e30, 1e300])
 def test_values(smooth, magnitude):
     x = (random(60, 12, spread=4) + 0.3) * magnitude
-    values = quantize_values(Operand(x), AttentionOptions(smooth_values=smooth))
+    values = quantize_values(Operand(x), dataclasses.replace(PLAIN, smooth_values=smooth))
     scales = (values.factors * UNIT * values.scale)[:, None]
     assert np.all(np.abs(values.values * scales + values.offset - x) <= scales * (0.5 + 1e-9))
     assert values.factors.max() == 65535
@@ -127,7 +147,7 @@ def test_z_is_the_logit(name, scale, spread):
     widths, lanes = Widths(config), config.query_lanes
     q, k = random(1, 37, 10, spread=spread), random(29, 10, seed=1, spread=spread)
     keys = quantize_keys(Operand(k), PLAIN)
-    queries = quantize_queries(Operand(q), keys, scale, widths, lanes, PLAIN)
+    queries = in_lanes(Operand(q), keys, scale, widths, lanes, PLAIN)
     z = z_of(queries, keys, lanes, widths) * 2.0**-widths.fraction
 
     # The quantized tensors stand for logits * log2(e)...
@@ -141,7 +161,7 @@ def test_z_is_the_logit(name, scale, spread):
     # ... and z is that, but for the three roundings: of the score, of the gain, and its own.
     score = np.abs(queries.values[0].astype(float) @ keys.values.T.astype(float))
     of_score = 2.0**widths.score_drop / 2 * q_scales * k_scales
-    gain_step = np.ldexp(1.0, queries.exponents[0] - 17).repeat(lanes)[:37, None]
+    gain_step = np.ldexp(1.0, queries.exponents - 17).repeat(lanes)[:37, None]
     of_gain = (score + 2.0**widths.score_drop / 2) * gain_step / 2
     own = 2.0**-widths.fraction / 2
     assert np.all(np.abs(z - exact) <= (of_score + of_gain + own) * (1 + 1e-9))
@@ -154,7 +174,7 @@ def test_large_logits_keep_their_order(magnitude, head_dim):
     q = random(1, 20, head_dim) * magnitude
     k = random(40, head_dim, seed=1) * magnitude
     keys = quantize_keys(Operand(k), PLAIN)
-    queries = quantize_queries(Operand(q), keys, 1.0, WIDTHS, 16, PLAIN)
+    queries = in_lanes(Operand(q), keys, 1.0, WIDTHS, 16, PLAIN)
     z = z_of(queries, keys, 16)
     top = 1 << (WIDTHS.log_score - 1)
     assert np.abs(z).max() < top - 1, "saturated"
@@ -174,7 +194,7 @@ def test_rows_within_the_range_are_left_alone_beside_a_large_one():
     q = np.ones((1, 16, 4))
     q[0, 3] = 1e6
     keys = quantize_keys(Operand(np.eye(4)), PLAIN)
-    queries = quantize_queries(Operand(q), keys, 1.0, WIDTHS, 16, PLAIN)
+    queries = in_lanes(Operand(q), keys, 1.0, WIDTHS, 16, PLAIN)
     z = z_of(queries, keys, 16) * 2.0**-WIDTHS.fraction
     # The factor of a row is at most rounded up by a 65536th of the largest one of the tile.
     others = np.delete(z, 3, axis=0)
@@ -185,7 +205,7 @@ def test_rows_within_the_range_are_left_alone_beside_a_large_one():
 def test_small_logits_do_not_overflow_the_shift(magnitude):
     q, k = random(1, 20, 8) * magnitude, random(9, 8, seed=1) * magnitude
     keys = quantize_keys(Operand(k), PLAIN)
-    queries = quantize_queries(Operand(q), keys, 1.0, WIDTHS, 16, PLAIN)
+    queries = in_lanes(Operand(q), keys, 1.0, WIDTHS, 16, PLAIN)
     assert np.abs(z_of(queries, keys, 16)).max() <= 1
 
 
@@ -194,7 +214,7 @@ def test_extreme_configuration_has_no_negative_shift():
     widths = Widths(config)
     q = Operand(np.full((1, 5, 1), 1, np.int8), np.full((1, 5, 1), 1000.0))
     keys = quantize_keys(Operand(np.ones((3, 1), np.int8), np.ones((3, 1))), PLAIN)
-    queries = quantize_queries(q, keys, 1.0, widths, 16, PLAIN)
+    queries = in_lanes(q, keys, 1.0, widths, 16, PLAIN)
     assert score_shift(widths, queries.exponents).min() >= 0
     # A score of 64 * 64 with 6 bits dropped times a gain of 16 bits is the most there is.
     z = z_of(queries, keys, 16, widths)
@@ -226,7 +246,7 @@ def test_quantized_values_of_small_range_are_shifted_exactly():
 def test_negative_scale_of_quantized_queries():
     values = np.array([[[-128, 127, 3]]], np.int8)
     keys = quantize_keys(Operand(random(4, 3)), PLAIN)
-    queries = quantize_queries(Operand(values, np.ones((1, 1, 1))), keys, -1.0, WIDTHS, 16, PLAIN)
+    queries = in_lanes(Operand(values, np.ones((1, 1, 1))), keys, -1.0, WIDTHS, 16, PLAIN)
     np.testing.assert_array_equal(queries.values, [[[127, -127, -3]]])
 
 

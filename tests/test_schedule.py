@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from celosia.attention import plan_attention
+from celosia.masks import resolve_masks
 from celosia_hw.config import AcceleratorConfig, preset
 from celosia_hw.protocol import (
     ATTEND_FIELDS,
@@ -115,6 +116,7 @@ def check_order(job):
     attends = [p for p in found if not p.is_load]
     assert [t.tag for t in job.program.tiles] == [p.fields["tag"] for p in attends]
 
+    queries = job.shape[-2]
     owner = {head: n for n, group in enumerate(job.groups) for head in group.heads}
     loads = iter([p for p in found if p.is_load])
     by_group = []
@@ -126,7 +128,9 @@ def check_order(job):
         slots = [slot for p in mine for slot in p.slots]
         assert slots == list(range(slots[0], slots[0] + count)), "each tile once, in order"
         reads = [
-            p for p, t in zip(attends, job.program.tiles, strict=True) if owner[t.head] == number
+            p
+            for p, t in zip(attends, job.program.tiles, strict=True)
+            if owner[t.rows[0] // queries] == number
         ]
         assert mine[-1].index < reads[0].index
         assert {slot for p in reads for slot in p.slots} <= set(slots)
@@ -186,7 +190,10 @@ def test_grouped_heads_share_their_keys():
     groups = check_order(job)
     assert len(groups) == 2
     assert [list(g.heads) for g in job.groups] == [[0, 1, 2], [3, 4, 5]]
-    assert [len(reads) for _, reads in groups] == [6, 6]
+    # 15 rows in tiles of 3: the heads share the lanes.
+    assert [len(reads) for _, reads in groups] == [5, 5]
+    rows = np.sort(np.concatenate([tile.rows for tile in job.program.tiles]))
+    np.testing.assert_array_equal(rows, np.arange(6 * 5))
 
 
 def test_a_head_over_two_banks():
@@ -228,7 +235,7 @@ def lanes_allowed(fields, config):
     ("queries", "keys", "length"), [(20, 20, 20), (7, 22, 9), (24, 6, 6), (5, 5, 1)]
 )
 @pytest.mark.parametrize("causal", [False, True])
-def test_masks(queries, keys, length, causal):
+def test_causal_masks_and_lengths(queries, keys, length, causal):
     job = plan(TINY, 1, queries, keys, key_length=length, is_causal=causal)
     pairs = 0
     for tile, attend in enumerate(p for p in packets(job) if not p.is_load):
@@ -255,3 +262,47 @@ def test_more_causal_queries_than_positions():
 def test_nothing_to_do():
     job = plan(TINY, 2, 3, 4, key_length=0)
     assert job.program.commands == []
+
+
+def rules_of(seed):
+    """Arguments of a random combination of masks over 20 queries and keys."""
+    rng = np.random.default_rng(seed)
+    rules = {
+        "is_causal": bool(rng.integers(2)),
+        "window": int(rng.integers(1, 23)) if rng.integers(2) else None,
+        "key_length": int(rng.integers(0, 21)) if rng.integers(2) else None,
+        "causal_alignment": ("top_left", "bottom_right")[rng.integers(2)],
+    }
+    if rng.integers(2):
+        rules["document_ids"] = np.sort(rng.integers(0, 4, 20))
+    return rules
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_lanes_attend_to_what_the_mask_allows(seed):
+    rules = rules_of(seed)
+    job = plan(TINY, 6, 20, 20, key_heads=2, **rules)
+    (mask,), _ = resolve_masks((6,), 20, 20, **rules)
+    allowed, seen = mask.matrix(), np.zeros((6, 20), int)
+    attends = [p for p in packets(job) if not p.is_load]
+    for tile, attend in zip(job.program.tiles, attends, strict=True):
+        bank = attend.fields["slot"] // TINY.slots_per_bank
+        origin = (attend.fields["slot"] - bank * TINY.slots_per_bank) * TINY.key_rows
+        lanes = lanes_allowed(attend.fields, TINY)
+        for row, keys in zip(tile.rows, lanes, strict=False):
+            here = [origin + key for key in keys if key < attend.fields["tiles"] * TINY.key_rows]
+            assert here == list(np.flatnonzero(allowed[row % 20]))
+            seen[row // 20, row % 20] += 1
+        # The first and the last key tile are needed.
+        used = [key for keys in lanes[: len(tile.rows)] for key in keys]
+        assert min(used) < TINY.key_rows
+        assert max(used) >= (attend.fields["tiles"] - 1) * TINY.key_rows
+    np.testing.assert_array_equal(seen, np.tile(allowed.any(axis=1), (6, 1)))
+
+
+def test_a_window_reads_only_its_key_tiles():
+    job = plan(preset("default"), 1, 1024, 1024, window=128)
+    tiles = sum(p.fields["tiles"] for p in packets(job) if not p.is_load)
+    query, key = np.indices((1024, 1024))
+    band = (key <= query) & (key > query - 128)
+    assert tiles == band.reshape(64, 16, 64, 16).any(axis=(1, 3)).sum()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
-import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,34 +17,49 @@ from celosia_hw.arithmetic import Widths
 from celosia_hw.config import AcceleratorConfig
 
 from .device import Device, default_device, open_device
+from .masks import HeadMask, resolve_masks
 from .options import AttentionOptions
-from .quantize import Operand, Quantized, quantize_keys, quantize_queries, quantize_values
+from .quantize import (
+    SAFE_FRACTION,
+    Operand,
+    Quantized,
+    logit_transform,
+    quantize_keys,
+    quantize_queries,
+    quantize_values,
+)
 from .schedule import HeadGroup, Program, schedule
+from .tiling import query_tiles
 
 __all__ = ["Job", "RawResult", "plan_attention", "run_attention", "run_attention_raw"]
 
 
 @dataclass(frozen=True)
 class RawResult:
-    """The accelerator's own result: attention is ``values * scale + offset``.
+    """The accelerator's own result: attention is ``values * scale @ transform + offset``.
 
     Parameters
     ----------
     values : (..., L, Ev) int16 ndarray
     scale : (..., 1, 1) float64 ndarray
         One per head.
-    offset : (..., 1, Ev) float64 ndarray
+    offset : (..., 1, Ev) or (..., L, Ev) float64 ndarray
         The mean that smoothing took out of V, else zeros.
+    transform : (..., Ev, Ev) float64 ndarray or None
+        Undoes the rotation and balancing of V; None for the identity.
     """
 
     values: npt.NDArray[np.int16]
     scale: npt.NDArray[np.float64]
     offset: npt.NDArray[np.float64]
+    transform: npt.NDArray[np.float64] | None = None
 
     def dequantize(self) -> npt.NDArray[np.float64]:
         """The result in floating point, (..., L, Ev)."""
         with np.errstate(over="ignore"):  # inputs at the end of float64's range
-            return self.values * self.scale + self.offset
+            if self.transform is None:
+                return self.values * self.scale + self.offset
+            return self.values @ self.transform * self.scale + self.offset
 
 
 def run_attention(
@@ -58,6 +73,7 @@ def run_attention(
     enable_gqa: bool = False,
     key_length: Any = None,
     window: int | None = None,
+    document_ids: Any = None,
     causal_alignment: str = "top_left",
     options: AttentionOptions | None = None,
     device: Device | str | None = None,
@@ -73,10 +89,12 @@ def run_attention(
     value : array or tensor, (..., H, S, Ev)
         NumPy arrays or torch tensors, floating point, or `Quantized`; all of one rank, 2 or
         more. Leading dimensions of size 1 are broadcast.
-    attn_mask : None
-        Not implemented yet.
+    attn_mask : array or tensor, broadcastable to (..., Hq, L, S), optional
+        bool: True where a query attends to a key. Floating point: 0, or -infinity or at most half
+        the most negative number of its dtype where it does not. The keys of each query must be
+        consecutive; other masks and biases are not implemented yet. Not together with `is_causal`.
     is_causal : bool
-        Query i attends to the keys 0 ... i, also where L and S differ.
+        Query i attends to the keys up to its own position, also where L and S differ.
     scale : float, optional
         ``1 / sqrt(E)`` if absent. May be negative or zero.
     enable_gqa : bool
@@ -85,10 +103,13 @@ def run_attention(
         Only the first keys are attended to: one number for all, or one per batch element. The
         batch is everything before the heads; in three dimensions it is the first. Where it is
         0 the result is 0.
-    window : None
-        Not implemented yet.
+    window : int, optional
+        Attend only to the query's own position and the `window` - 1 keys before it.
+    document_ids : array of int, (S,) or (batch, S), optional
+        Packed documents: tokens attend only to those of the same number. L must be S.
     causal_alignment : str
-        Only "top_left" is implemented yet.
+        Position of query i among the keys, for `is_causal` and `window`: "top_left" is key i, as in
+        PyTorch, "bottom_right" key i + S - L, as in decoding.
     options : AttentionOptions, optional
         How to quantize.
     device : Device or str, optional
@@ -110,7 +131,7 @@ def run_attention(
         returns an empty tensor or NaN), or a tensor contains NaN or infinity. Nothing has been
         sent to the device then.
     NotImplementedError
-        For the arguments named above.
+        For the masks named above.
     DeviceError
         If there is no device, or it fails.
 
@@ -118,6 +139,9 @@ def run_attention(
     -----
     Logits beyond what the accelerator's base-2 logarithm holds (about 2800 with the default 12
     integer bits) are scaled down, row by row, so that their order is kept.
+
+    A query that attends to no key has the result 0. So does PyTorch, but where a float mask has the
+    most negative finite number in the whole row: there it gives the mean of V.
     """
     raw = run_attention_raw(
         query,
@@ -129,6 +153,7 @@ def run_attention(
         enable_gqa=enable_gqa,
         key_length=key_length,
         window=window,
+        document_ids=document_ids,
         causal_alignment=causal_alignment,
         options=options,
         device=device,
@@ -147,6 +172,7 @@ def run_attention_raw(
     enable_gqa: bool = False,
     key_length: Any = None,
     window: int | None = None,
+    document_ids: Any = None,
     causal_alignment: str = "top_left",
     options: AttentionOptions | None = None,
     device: Device | str | None = None,
@@ -157,24 +183,20 @@ def run_attention_raw(
     -------
     RawResult
     """
-    if attn_mask is not None:
-        raise NotImplementedError("attn_mask is not implemented yet: use is_causal or key_length")
-    if window is not None:
-        raise NotImplementedError("window is not implemented yet")
-    if causal_alignment != "top_left":
-        raise NotImplementedError(
-            f"causal_alignment {causal_alignment!r} is not implemented yet, only 'top_left'"
-        )
     with _opened(device) as accelerator:
         job = plan_attention(
             accelerator.config,
             query,
             key,
             value,
+            attn_mask,
             is_causal=is_causal,
             scale=scale,
             enable_gqa=enable_gqa,
             key_length=key_length,
+            window=window,
+            document_ids=document_ids,
+            causal_alignment=causal_alignment,
             options=options,
         )
         return job.run(accelerator)
@@ -190,29 +212,56 @@ class Job:
     program : Program
     shape : tuple of int
         Of the result.
-    result_fraction : int
     """
 
     groups: list[HeadGroup]
     program: Program
     shape: tuple[int, ...]
-    result_fraction: int
 
     def run(self, device: Device) -> RawResult:
-        """Run on a device of the same configuration."""
+        """Run on a device of the same configuration.
+
+        Heads whose results saturate run again with the safe result fraction, if they were given a
+        larger one.
+        """
         *lead, queries, value_dim = self.shape
         heads = math.prod(lead)
         values = np.zeros((heads, queries, value_dim), np.int16)
         device.run(self.program, values)
-        scale, offset = np.zeros((heads, 1, 1)), np.zeros((heads, 1, value_dim))
+        groups, again = [], []
         for group in self.groups:
-            scale[group.heads] = np.ldexp(group.values.scale, -self.result_fraction)
+            if group.values.result_fraction > SAFE_FRACTION and _saturated(values[group.heads]):
+                safe = dataclasses.replace(group.values, result_fraction=SAFE_FRACTION)
+                group = dataclasses.replace(group, values=safe)
+                again.append(group)
+            groups.append(group)
+        if again:
+            device.run(schedule(device.config, again), values)
+        empty = any(mask.is_empty.any() for group in groups for mask in group.masks)
+        scale = np.zeros((heads, 1, 1))
+        offset = np.zeros((heads, queries if empty else 1, value_dim))
+        transform = None
+        if any(group.values.transform is not None for group in groups):
+            transform = np.tile(np.eye(value_dim), (heads, 1, 1))
+        for group in groups:
+            scale[group.heads] = np.ldexp(group.values.scale, -group.values.result_fraction)
             offset[group.heads] = group.values.offset
+            if empty:
+                for head, mask in zip(group.heads, group.masks, strict=True):
+                    offset[head, mask.is_empty] = 0
+            if transform is not None and group.values.transform is not None:
+                transform[group.heads] = group.values.transform
         return RawResult(
             values.reshape(self.shape),
             scale.reshape(*lead, 1, 1),
-            offset.reshape(*lead, 1, value_dim),
+            offset.reshape(*lead, -1, value_dim),
+            None if transform is None else transform.reshape(*lead, value_dim, value_dim),
         )
+
+
+def _saturated(values: npt.NDArray[np.int16]) -> bool:
+    limits = np.iinfo(np.int16)
+    return bool(values.min() == limits.min or values.max() == limits.max)
 
 
 def plan_attention(
@@ -220,11 +269,15 @@ def plan_attention(
     query: Any,
     key: Any,
     value: Any,
+    attn_mask: Any = None,
     *,
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
     key_length: Any = None,
+    window: int | None = None,
+    document_ids: Any = None,
+    causal_alignment: str = "top_left",
     options: AttentionOptions | None = None,
 ) -> Job:
     """Check, quantize and schedule what `run_attention` would run.
@@ -243,53 +296,103 @@ def plan_attention(
     _check_shapes(shapes, config)
     for name, operand in operands.items():
         _check_finite(name, operand)
-    head_dim, keys = shapes["key"][-1], shapes["key"][-2]
+    head_dim, key_count = shapes["key"][-1], shapes["key"][-2]
     softmax_scale = head_dim**-0.5 if scale is None else float(scale)
     if not math.isfinite(softmax_scale):
         raise ValueError(f"scale must be finite, not {scale}")
 
     lead, index = _broadcast(shapes, enable_gqa)
-    lengths = _key_lengths(key_length, lead, keys)
-    if lengths.max() > config.key_capacity:
-        raise ValueError(
-            f"{lengths.max()} keys, but the device holds {config.key_capacity} "
-            f"({config.key_banks} banks of {config.max_keys})"
-        )
+    masks, mask_index = resolve_masks(
+        lead,
+        shapes["query"][-2],
+        key_count,
+        attn_mask=None if attn_mask is None else _array(attn_mask),
+        mask_minimum=_mask_minimum(attn_mask),
+        is_causal=is_causal,
+        key_length=None if key_length is None else _array(key_length),
+        window=window,
+        document_ids=None if document_ids is None else _array(document_ids),
+        causal_alignment=causal_alignment,
+    )
+    _check_masks(masks, config)
 
     flat = {
         name: Operand(*(_flatten(x) for x in (operand.values, operand.scale)))
         for name, operand in operands.items()
     }
     # Query heads that attend to the same keys share them, whatever made them the same.
+    ends = [int(mask.high.max()) for mask in masks]
     shared: dict[tuple[int, int, int], list[int]] = {}
-    for head in range(lengths.size):
-        where = (int(index["key"][head]), int(index["value"][head]), int(lengths[head]))
+    for head, mask in enumerate(mask_index):
+        where = (int(index["key"][head]), int(index["value"][head]), ends[mask])
         shared.setdefault(where, []).append(head)
     groups = []
-    for (key_head, value_head, length), members in shared.items():
-        if length == 0:
+    for (key_head, value_head, end), members in shared.items():
+        if end == 0:
             continue
         heads = np.array(members)
-        quantized = quantize_keys(flat["key"][key_head, :length], options)
         groups.append(
-            HeadGroup(
+            _head_group(
+                config,
                 heads,
-                quantize_queries(
-                    flat["query"][index["query"][heads]],
-                    quantized,
-                    softmax_scale,
-                    Widths(config),
-                    config.query_lanes,
-                    options,
-                ),
-                quantized,
-                quantize_values(flat["value"][value_head, :length], options),
-                bool(is_causal),
+                flat["query"][index["query"][heads]],
+                flat["key"][key_head, :end],
+                flat["value"][value_head, :end],
+                [masks[mask] for mask in mask_index[heads]],
+                softmax_scale,
+                options,
             )
         )
     shape = (*lead, shapes["query"][-2], shapes["value"][-1])
-    program = schedule(config, groups, options.result_fraction)
-    return Job(groups, program, shape, options.result_fraction)
+    return Job(groups, schedule(config, groups), shape)
+
+
+def _check_masks(masks: Sequence[HeadMask], config: AcceleratorConfig) -> None:
+    for mask in masks:
+        if mask.allowed is not None:
+            row = int(np.argmax(mask.high - mask.low > mask.allowed.sum(axis=1)))
+            raise NotImplementedError(
+                f"row {row} of the mask skips keys: only masks whose rows allow consecutive keys "
+                "are implemented yet"
+            )
+        if mask.bias is not None:
+            raise NotImplementedError(
+                f"attn_mask has the bias {mask.bias[mask.bias != 0][0]:g}: only 0 and masking "
+                "numbers are implemented yet"
+            )
+    needed = max(int(mask.high.max()) for mask in masks)
+    if needed > config.key_capacity:
+        raise ValueError(
+            f"{needed} keys, but the device holds {config.key_capacity} "
+            f"({config.key_banks} banks of {config.max_keys})"
+        )
+
+
+def _head_group(
+    config: AcceleratorConfig,
+    heads: npt.NDArray[np.int64],
+    queries: Operand,
+    keys: Operand,
+    values: Operand,
+    masks: list[HeadMask],
+    softmax_scale: float,
+    options: AttentionOptions,
+) -> HeadGroup:
+    """Quantize the heads that share keys and values, and cut them into tiles."""
+    high = masks[0].high
+    limits = high if (high < len(keys.values)).any() else None
+    transform = logit_transform(queries, keys, softmax_scale, options, limits)
+    quantized = quantize_keys(keys, options, transform)
+    tiles = query_tiles(config, masks)
+    rows = [tile.rows for tile in tiles]
+    return HeadGroup(
+        heads,
+        quantize_queries(queries, quantized, softmax_scale, Widths(config), rows, options),
+        quantized,
+        quantize_values(values, options, transform),
+        masks,
+        tiles,
+    )
 
 
 @contextlib.contextmanager
@@ -320,6 +423,13 @@ def _array(x: Any) -> npt.NDArray[Any]:
             x = x.float()
         return x.numpy()
     return np.asarray(x)
+
+
+def _mask_minimum(mask: Any) -> float | None:
+    """The most negative number of a floating-point tensor, which `_array` may have converted."""
+    if not _is_tensor(mask) or not mask.dtype.is_floating_point:
+        return None
+    return float(sys.modules["torch"].finfo(mask.dtype).min)
 
 
 def _operand(name: str, tensor: Any) -> Operand:
@@ -409,27 +519,6 @@ def _broadcast(
         raise ValueError(f"batch and head dimensions do not fit: {sizes}{hint}") from None
     flat = {name: array.ravel() for name, array in zip(index, arrays, strict=True)}
     return arrays[0].shape, flat
-
-
-def _key_lengths(key_length: Any, lead: tuple[int, ...], keys: int) -> npt.NDArray[np.int64]:
-    """The number of keys of each head of the result."""
-    if key_length is None:
-        return np.full(math.prod(lead), keys)
-    lengths = _array(key_length)
-    if not np.issubdtype(lengths.dtype, np.integer):
-        raise TypeError(f"key_length must be of integers, not {lengths.dtype}")
-    if lengths.ndim:
-        batch = lead[:-1] if len(lead) > 1 else lead
-        if lengths.size != 1 and lengths.shape != batch:
-            raise ValueError(
-                f"key_length has shape {lengths.shape}, but the batch has shape {batch}"
-            )
-        lengths = np.broadcast_to(lengths, batch)
-        lengths = lengths.reshape(*batch, *(1 for _ in lead[len(batch) :]))
-    wrong = lengths[(lengths < 0) | (lengths > keys)]
-    if wrong.size:
-        raise ValueError(f"key_length must be between 0 and {keys}, not {operator.index(wrong[0])}")
-    return np.broadcast_to(lengths, lead).ravel().astype(np.int64)
 
 
 def _flatten(x: Any) -> Any:

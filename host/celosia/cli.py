@@ -10,7 +10,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -46,16 +46,15 @@ class _Input:
     query : (H, L, E) float32
     key : (Hk, S, E) float32
     value : (Hk, S, Ev) float32
-    is_causal : bool
-    key_length : int, (H,) int64 or None
+    mask : dict
+        What `plan_attention` takes of masks.
     """
 
     name: str
     query: npt.NDArray[np.float32]
     key: npt.NDArray[np.float32]
     value: npt.NDArray[np.float32]
-    is_causal: bool = False
-    key_length: Any = None
+    mask: dict[str, Any]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -151,17 +150,25 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--input",
         metavar="FILE.npz",
-        help="query (H, L, E), key (Hk, S, E), value (Hk, S, Ev), optional is_causal, key_length",
+        help="query (H, L, E), key (Hk, S, E), value (Hk, S, Ev), optional is_causal, key_length, "
+        "attn_mask",
     )
     for name, text in (
         ("heads", "heads of random N(0, 1) input (1)"),
         ("queries", "queries of random input (128)"),
         ("keys", "keys of random input (as many as queries)"),
         ("head-dim", "head dimension of random input (64)"),
+        ("kv-heads", "heads of keys and values of random input (as many as heads)"),
     ):
         run.add_argument(f"--{name}", metavar="N", type=_count, help=text)
     run.add_argument("--seed", metavar="N", type=_seed, help="seed of random input (0)")
     run.add_argument("--causal", action="store_true", help="query i attends to keys 0 ... i")
+    run.add_argument(
+        "--window", metavar="N", type=_count, help="query i attends to the keys i-N+1 ... i"
+    )
+    run.add_argument(
+        "--key-length", metavar="N", type=_seed, help="attend to the first N keys only"
+    )
     run.add_argument("--json", action="store_true", help="print one JSON object, not a table")
     run.add_argument(
         "--output", metavar="FILE.npz", help="write the result as output (H, L, Ev), float32"
@@ -224,8 +231,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 tensors.query,
                 tensors.key,
                 tensors.value,
-                is_causal=tensors.is_causal,
-                key_length=tensors.key_length,
+                **tensors.mask,
                 enable_gqa=len(tensors.key) != len(tensors.query),
             )
             raw = job.run(device)
@@ -242,8 +248,7 @@ def _run(arguments: argparse.Namespace) -> int:
             tensors.query,
             tensors.key,
             tensors.value,
-            is_causal=tensors.is_causal,
-            key_length=tensors.key_length,
+            **tensors.mask,
         )
         output = raw.dequantize().astype(np.float32)
         if arguments.output is not None:
@@ -258,7 +263,8 @@ def _run(arguments: argparse.Namespace) -> int:
             "keys": tensors.key.shape[1],
             "head_dim": tensors.query.shape[2],
             "value_dim": tensors.value.shape[2],
-            "is_causal": tensors.is_causal,
+            "is_causal": tensors.mask["is_causal"],
+            "window": tensors.mask["window"],
             "reference": reference_name(),
             **_figures(report, reference, output, ideal_attention(job)),
             "model_mismatches": mismatches,
@@ -290,15 +296,28 @@ def _figures(
 
 
 def _read_input(arguments: argparse.Namespace) -> _Input:
-    sizes = (arguments.heads, arguments.queries, arguments.keys, arguments.head_dim)
+    tensors = _read_tensors(arguments)
+    mask = {**tensors.mask, "window": arguments.window}
+    if arguments.causal:
+        mask["is_causal"] = True
+    if arguments.key_length is not None:
+        mask["key_length"] = arguments.key_length
+    return replace(tensors, mask=mask)
+
+
+def _read_tensors(arguments: argparse.Namespace) -> _Input:
+    sizes = (
+        *(arguments.heads, arguments.queries, arguments.keys, arguments.head_dim),
+        arguments.kv_heads,
+    )
     random = any(size is not None for size in (*sizes, arguments.seed))
     if arguments.input is not None:
         if random:
             raise _InputError("--input and the sizes or seed of random input exclude each other")
-        return _read_npz(arguments.input, Path(arguments.input).name, arguments.causal)
+        return _read_npz(arguments.input, Path(arguments.input).name)
     if not random:
         with (files("celosia") / "data" / _SAMPLE).open("rb") as file:
-            return _read_npz(file, "SmolLM2-135M, part of layer 17", arguments.causal)
+            return _read_npz(file, "SmolLM2-135M, part of layer 17")
     queries = arguments.queries or 128
     heads, keys, head_dim = (
         arguments.heads or 1,
@@ -307,14 +326,17 @@ def _read_input(arguments: argparse.Namespace) -> _Input:
     )
     seed = arguments.seed or 0
     rng = np.random.default_rng(seed)
+    kv_heads = arguments.kv_heads or heads
+    if heads % kv_heads:
+        raise _InputError(f"--heads ({heads}) must be a multiple of --kv-heads ({kv_heads})")
     query, key, value = (
-        rng.standard_normal((heads, count, head_dim), dtype=np.float32)
-        for count in (queries, keys, keys)
+        rng.standard_normal((number, count, head_dim), dtype=np.float32)
+        for number, count in ((heads, queries), (kv_heads, keys), (kv_heads, keys))
     )
-    return _Input(f"N(0, 1), seed {seed}", query, key, value, arguments.causal)
+    return _Input(f"N(0, 1), seed {seed}", query, key, value, {"is_causal": False})
 
 
-def _read_npz(source: Any, name: str, causal: bool) -> _Input:
+def _read_npz(source: Any, name: str) -> _Input:
     try:
         if not zipfile.is_zipfile(source):
             if not hasattr(source, "read"):
@@ -339,15 +361,14 @@ def _read_npz(source: Any, name: str, causal: bool) -> _Input:
         if not np.issubdtype(array.dtype, np.floating):
             raise _InputError(f"{part} of {name} is {array.dtype}: it must be floating point")
         tensors[part] = array.astype(np.float32)
-    is_causal, key_length = arrays.get("is_causal"), arrays.get("key_length")
+    is_causal = arrays.get("is_causal")
     if is_causal is not None and is_causal.size != 1:
         raise _InputError(f"is_causal of {name} has shape {is_causal.shape}: it must be one bool")
-    return _Input(
-        name,
-        **tensors,
-        is_causal=causal or (is_causal is not None and bool(is_causal.item())),
-        key_length=key_length,
-    )
+    mask = {"is_causal": is_causal is not None and bool(is_causal.item())}
+    for part in ("key_length", "attn_mask"):
+        if part in arrays:
+            mask[part] = arrays[part]
+    return _Input(name, **tensors, mask=mask)
 
 
 def _jsonable(x: Any) -> Any:
@@ -367,6 +388,8 @@ def _table(result: dict[str, Any], config: AcceleratorConfig, is_model: bool) ->
         shape += f" and {result['value_dim']}"
     if result["is_causal"]:
         shape += ", causal"
+    if result["window"] is not None:
+        shape += f", window {result['window']}"
     link = 8 * config.link_bytes
     clocks, rate = result["clocks"], result["sim_clocks_per_second"]
     rows = [

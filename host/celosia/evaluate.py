@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from celosia_hw.arithmetic import FACTOR_BITS
 
 from .attention import Job
+from .masks import resolve_masks
 
 __all__ = ["Float32", "ideal_attention", "metrics", "reference_attention", "reference_name"]
 
@@ -23,12 +25,7 @@ def reference_name() -> str:
 
 
 def reference_attention(
-    query: Float32,
-    key: Float32,
-    value: Float32,
-    *,
-    is_causal: bool = False,
-    key_length: npt.NDArray[np.int64] | int | None = None,
+    query: Float32, key: Float32, value: Float32, **mask: Any
 ) -> npt.NDArray[np.float32]:
     """Attention in float32, by PyTorch's `scaled_dot_product_attention` where it is installed.
 
@@ -38,39 +35,35 @@ def reference_attention(
     key : (Hk, S, E) float32
     value : (Hk, S, Ev) float32
         H is a multiple of Hk.
-    is_causal : bool
-    key_length : int or (H,) int, optional
-        Keys that count.
+    **mask
+        As `celosia.masks.resolve_masks` takes them.
     """
-    heads, keys = len(query), key.shape[-2]
+    heads, queries, keys = len(query), query.shape[1], key.shape[1]
     group = heads // len(key)
-    lengths = np.broadcast_to(keys if key_length is None else key_length, heads)
+    masks, index = resolve_masks((heads,), queries, keys, **mask)
     result = np.zeros((*query.shape[:-1], value.shape[-1]), np.float32)
     attend = _torch_attention if reference_name() == "PyTorch" else _numpy_attention
-    for head, length in enumerate(lengths):
-        if length:
-            shared = head // group
-            result[head] = attend(
-                query[head], key[shared, :length], value[shared, :length], is_causal
-            )
+    for head in range(heads):
+        mask_of_head, shared = masks[index[head]], head // group
+        attended = attend(query[head], key[shared], value[shared], mask_of_head.matrix())
+        result[head] = np.where(mask_of_head.is_empty[:, None], 0, attended)
     return result
 
 
-def _torch_attention(query: Float32, key: Float32, value: Float32, is_causal: bool) -> Float32:
+def _torch_attention(query: Float32, key: Float32, value: Float32, mask: Any) -> Float32:
     import torch
 
     # Contiguous copies in four dimensions: what PyTorch's own kernels take.
     q, k, v = (torch.from_numpy(np.array(x[None, None])) for x in (query, key, value))
     attend = torch.nn.functional.scaled_dot_product_attention
     with torch.no_grad():
-        return attend(q, k, v, is_causal=is_causal)[0, 0].numpy()
+        return attend(q, k, v, attn_mask=torch.from_numpy(np.array(mask)))[0, 0].numpy()
 
 
-def _numpy_attention(query: Float32, key: Float32, value: Float32, is_causal: bool) -> Float32:
+def _numpy_attention(query: Float32, key: Float32, value: Float32, mask: Any) -> Float32:
     from celosia_sim.reference import attention
 
-    high = np.arange(1, len(query) + 1) if is_causal else None
-    return attention(query, key, value, high=high, dtype=np.float32).astype(np.float32)
+    return attention(query, key, value, mask=mask, dtype=np.float32).astype(np.float32)
 
 
 def ideal_attention(job: Job) -> npt.NDArray[np.float64]:
@@ -82,18 +75,23 @@ def ideal_attention(job: Job) -> npt.NDArray[np.float64]:
     unit = 2.0**-FACTOR_BITS
     for group in job.groups:
         queries, keys, values = group.queries, group.keys, group.values
-        count = queries.values.shape[1]
-        lanes = job.program.config.query_lanes
-        exponents = np.repeat(queries.exponents, lanes, axis=-1)[:, :count]
-        high = np.arange(1, count + 1) if group.is_causal else None
+        exponents = np.zeros(queries.factors.shape, np.int64)
+        for tile, exponent in zip(group.tiles, queries.exponents, strict=True):
+            exponents.reshape(-1)[tile.rows] = exponent
         logit_keys = keys.values * (keys.factors * unit)[:, None]
         averaged = values.values * (values.factors * (unit * values.scale))[:, None]
         scales = np.ldexp(queries.factors * unit, exponents)[..., None]
-        for head, rows, scale in zip(group.heads, queries.values, scales, strict=True):
+        for head, rows, scale, mask in zip(
+            group.heads, queries.values, scales, group.masks, strict=True
+        ):
             # The logits of quantized tensors have base 2.
-            flat[head] = values.offset + attention(
-                rows * scale, logit_keys, averaged, scale=math.log(2), high=high
+            exact = attention(
+                *(rows * scale, logit_keys, averaged),
+                scale=math.log(2),
+                low=mask.low,
+                high=mask.high,
             )
+            flat[head] = np.where(mask.is_empty[:, None], 0, values.restore(exact))
     return result
 
 

@@ -27,7 +27,9 @@ from celosia_hw.protocol import (
     result_tile_words,
 )
 
+from .masks import HeadMask
 from .quantize import KeyTensor, QueryTensor, ValueTensor, score_shift
+from .tiling import QueryTile
 
 __all__ = ["HeadGroup", "Program", "Tile", "schedule"]
 
@@ -44,32 +46,35 @@ class HeadGroup:
         Of n heads.
     keys : KeyTensor
     values : ValueTensor
-    is_causal : bool
-        Query i attends to the keys 0 ... i only.
+    masks : list of HeadMask
+        Of n heads.
+    tiles : list of QueryTile
+        Of all their rows.
     """
 
     heads: npt.NDArray[np.int64]
     queries: QueryTensor
     keys: KeyTensor
     values: ValueTensor
-    is_causal: bool = False
+    masks: list[HeadMask]
+    tiles: list[QueryTile]
 
     def allowed_pairs(self) -> int:
         """Pairs of a query and a key it attends to, over all heads."""
-        heads, queries, _ = self.queries.values.shape
-        keys = len(self.keys.values)
-        if not self.is_causal:
-            return heads * queries * keys
-        return heads * int(np.minimum(np.arange(1, queries + 1), keys).sum())
+        return sum(mask.allowed_pairs() for mask in self.masks)
+
+    def result_rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where in the result, (heads * queries, value_dim), rows of the group belong."""
+        head, query = np.divmod(rows, self.queries.values.shape[1])
+        return self.heads[head] * self.queries.values.shape[1] + query
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Where the result of an ATTEND belongs."""
+    """Where the result of an ATTEND belongs: rows of (heads * queries, value_dim)."""
 
     tag: int
-    head: int
-    first_query: int
+    rows: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -101,33 +106,29 @@ class Program:
         return words * self.config.link_bytes
 
     def collect(self, replies: Sequence[bytes], result: npt.NDArray[np.int16]) -> None:
-        """Write the payloads of the replies into `result`, (heads, queries, value_dim).
+        """Write the payloads of the replies into `result`, contiguous (heads, queries, value_dim).
 
         The replies are in the order of `tiles` and of the right size.
         """
         if not self.tiles:
             return
         config, lanes = self.config, self.config.query_lanes
+        flat = result.reshape(-1, self.value_dim)
         rows = np.frombuffer(b"".join(replies), np.uint8).reshape(len(replies), -1)
         rows = rows[:, -result_tile_words(config, self.value_dim) * config.link_bytes :]
         rows = rows.reshape(len(replies), self.value_dim, -1)[..., : 2 * lanes]
         values = np.ascontiguousarray(rows).view("<i2").swapaxes(1, 2)
         for tile, block in zip(self.tiles, values, strict=True):
-            part = result[tile.head, tile.first_query : tile.first_query + lanes]
-            part[:] = block[: len(part)]
+            flat[tile.rows] = block[: len(tile.rows)]
 
 
-def schedule(
-    config: AcceleratorConfig, groups: Sequence[HeadGroup], result_fraction: int
-) -> Program:
+def schedule(config: AcceleratorConfig, groups: Sequence[HeadGroup]) -> Program:
     """Packets that compute `groups`, whose head dimensions are equal.
 
     Parameters
     ----------
     config : AcceleratorConfig
     groups : sequence of HeadGroup
-    result_fraction : int
-        Fraction bits of the results.
 
     Returns
     -------
@@ -140,7 +141,7 @@ def schedule(
     """
     commands: list[bytes] = []
     tiles: list[Tile] = []
-    heads = list(_placed(config, groups, result_fraction))
+    heads = list(_placed(config, groups))
     value_dim = groups[0].values.values.shape[-1] if groups else 1
 
     def send(packet: _Packet) -> int:
@@ -163,7 +164,7 @@ def schedule(
         sent = 0
         for packet, share in zip(head.attends, work, strict=True):
             tag = send(packet)
-            tiles.append(Tile(tag, packet.head, packet.first_query))
+            tiles.append(Tile(tag, packet.rows))
             if following is not None:
                 due = int(np.ceil(following.tiles * share))
                 load(following, sent, due)
@@ -198,8 +199,7 @@ class _Packet:
 
 @dataclass(frozen=True)
 class _Attend(_Packet):
-    head: int
-    first_query: int
+    rows: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -232,9 +232,7 @@ class _Head:
             start = end
 
 
-def _placed(
-    config: AcceleratorConfig, groups: Sequence[HeadGroup], result_fraction: int
-) -> Iterator[_Head]:
+def _placed(config: AcceleratorConfig, groups: Sequence[HeadGroup]) -> Iterator[_Head]:
     bank = 0
     for group in groups:
         keys = len(group.keys.values)
@@ -253,38 +251,34 @@ def _placed(
         }
         common = {
             "opcode": Opcode.ATTEND,
-            "slot": slot,
             **dims,
-            "result_fraction": result_fraction,
-            "limit": keys,
+            "result_fraction": group.values.result_fraction,
         }
-        yield _Head(config, slot, _key_tiles(config, group), _attends(config, group, common), dims)
+        attends = _attends(config, group, slot, common)
+        yield _Head(config, slot, _key_tiles(config, group), attends, dims)
         bank = (bank + banks) % config.key_banks
 
 
-def _attends(config: AcceleratorConfig, group: HeadGroup, common: dict[str, int]) -> list[_Attend]:
-    count, keys = group.queries.values.shape[1], len(group.keys.values)
-    lanes = config.query_lanes
-    payloads = _query_tiles(config, group.queries)
+def _attends(
+    config: AcceleratorConfig, group: HeadGroup, slot: int, common: dict[str, int]
+) -> list[_Attend]:
+    payloads = _query_tiles(config, group)
     shifts = score_shift(Widths(config), group.queries.exponents)
-    attends = []
-    for index, head in enumerate(group.heads):
-        for tile, payload in enumerate(payloads[index]):
-            first = tile * lanes
-            last = min(first + lanes, count) - 1
-            mask = {"high": keys, "high_step": 0}
-            seen = keys
-            if group.is_causal and first + 1 < keys:
-                mask = {"high": first + 1, "high_step": 1}
-                seen = min(last + 1, keys)
-            fields = {
+    return [
+        _Attend(
+            ATTEND_FIELDS,
+            {
                 **common,
-                **mask,
-                "tiles": -(-seen // config.key_rows),
-                "score_shift": int(shifts[index, tile]),
-            }
-            attends.append(_Attend(ATTEND_FIELDS, fields, payload.tobytes(), int(head), first))
-    return attends
+                **tile.fields,
+                "slot": slot + tile.first_tile,
+                "tiles": tile.tiles,
+                "score_shift": int(shift),
+            },
+            payload.tobytes(),
+            group.result_rows(tile.rows),
+        )
+        for tile, payload, shift in zip(group.tiles, payloads, shifts, strict=True)
+    ]
 
 
 def _key_tiles(config: AcceleratorConfig, group: HeadGroup) -> npt.NDArray[np.uint8]:
@@ -299,11 +293,13 @@ def _key_tiles(config: AcceleratorConfig, group: HeadGroup) -> npt.NDArray[np.ui
     return np.concatenate(parts, axis=-1)
 
 
-def _query_tiles(config: AcceleratorConfig, queries: QueryTensor) -> npt.NDArray[np.uint8]:
-    """Query tiles as they cross the link, (heads, tiles, bytes)."""
-    heads, lanes = len(queries.values), config.query_lanes
-    factors = np.stack([_split(queries.factors[head], lanes) for head in range(heads)])
-    values = np.stack([_split(queries.values[head], lanes) for head in range(heads)])
+def _query_tiles(config: AcceleratorConfig, group: HeadGroup) -> npt.NDArray[np.uint8]:
+    """Query tiles as they cross the link, (tiles, bytes)."""
+    shape, dim = (len(group.tiles), config.query_lanes), group.queries.values.shape[-1]
+    factors, values = np.zeros(shape, np.uint16), np.zeros((*shape, dim), np.int8)
+    for number, tile in enumerate(group.tiles):
+        factors[number, : len(tile.rows)] = group.queries.factors.reshape(-1)[tile.rows]
+        values[number, : len(tile.rows)] = group.queries.values.reshape(-1, dim)[tile.rows]
     return np.concatenate([_factor_row(config, factors), _rows(config, values)], axis=-1)
 
 
