@@ -44,6 +44,7 @@ def test_memory_bits_of_tiny():
         "factors": 12 * 4 * 32,
         "queries": 2 * 10 * 3 * 8,
         "accumulators": 2 * 10 * 3 * 39,
+        "masks": 8 * 4 * 3 * 17,
     }
 
 

@@ -13,10 +13,12 @@ from celosia import cli
 from celosia_hw.arithmetic import Exp2Table, Widths
 from celosia_hw.config import PRESETS, AcceleratorConfig
 from celosia_hw.protocol import (
+    APPEND_FIELDS,
     ATTEND_FIELDS,
     COMMAND_BYTES,
     COUNTER_NAMES,
     COUNTERS_FIELDS,
+    EXTENSION_FIELDS,
     IDENTITY_FIELDS,
     LOAD_FIELDS,
     PROTOCOL_VERSION,
@@ -134,14 +136,22 @@ def test_deviation_of_probabilities(bits, bound):
 
 def test_headers():
     table = [row[:3] for row in rows(read("protocol.md"))]
-    for fields in (COUNTERS_FIELDS, LOAD_FIELDS, ATTEND_FIELDS, REPLY_FIELDS):
+    for fields in (
+        COUNTERS_FIELDS,
+        LOAD_FIELDS,
+        APPEND_FIELDS,
+        ATTEND_FIELDS,
+        EXTENSION_FIELDS,
+        REPLY_FIELDS,
+    ):
         offset, expected = 0, []
         for name, bits in fields.items():
             expected.append([name, str(offset), str(bits)])
             offset += bits
         size = len(expected)
         assert any(table[start : start + size] == expected for start in range(len(table))), fields
-    assert sum(ATTEND_FIELDS.values()) == 8 * COMMAND_BYTES
+    for fields in (ATTEND_FIELDS, EXTENSION_FIELDS):
+        assert sum(fields.values()) == 8 * COMMAND_BYTES
     assert f"Version {PROTOCOL_VERSION}." in read("protocol.md")
     assert f"Command headers: {COMMAND_BYTES} bytes" in read("protocol.md")
 

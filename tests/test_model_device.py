@@ -300,8 +300,8 @@ def malformed(config):
         {"last_dim": dim},
         {"last_value_dim": dim},
     ]
-    reserved = [{"load_state": 1}, {"store_state": 1}, {"reserved": 1}, {"reserved": 2}]
-    yield from ((header(config, opcode=code, tag=200), 3) for code in (0, 5, 15, 255))
+    reserved = [{"load_state": 1}, {"store_state": 1}, {"reserved": 1}]
+    yield from ((header(config, opcode=code, tag=200), 3) for code in (0, 6, 15, 255))
     for values in bad:
         yield header(config, LOAD_FIELDS, **{**load, **values}, tag=200), 4
     for values in bad + reserved:
@@ -387,7 +387,7 @@ def test_empty_packet():
 
 
 def test_progress():
-    config = dataclasses.replace(TINY, query_lanes=64, normalizer_lanes=1)
+    config = dataclasses.replace(TINY, query_lanes=64, normalizer_lanes=1, link_bytes=8)
     operands = Operands(config, 14, tiles=1, query_tiles=40, head_dim=2, value_dim=2)
     packets = [operands.load(), *(operands.attend(i) for i in range(40))]
     seen = []

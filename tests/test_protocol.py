@@ -113,8 +113,8 @@ def test_identity_covers_every_parameter():
 
 def test_identity_of_another_protocol():
     payload = bytearray(identity_payload(preset("tiny"), (0, 1, 0)))
-    struct.pack_into("<I", payload, 0, 2)
-    with pytest.raises(ProtocolError, match="the device speaks protocol 2, this driver 1"):
+    struct.pack_into("<I", payload, 0, 1)
+    with pytest.raises(ProtocolError, match="the device speaks protocol 1, this driver 2"):
         parse_identity(bytes(payload))
 
 

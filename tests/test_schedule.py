@@ -12,6 +12,7 @@ from celosia_hw.config import AcceleratorConfig, preset
 from celosia_hw.protocol import (
     ATTEND_FIELDS,
     COMMAND_BYTES,
+    EXTENSION_FIELDS,
     LOAD_FIELDS,
     Opcode,
     decode_header,
@@ -29,6 +30,7 @@ class Packet:
     index: int
     fields: dict[str, int]
     payload: bytes
+    intervals: list[list[int]] | None = None
 
     @property
     def is_load(self):
@@ -58,14 +60,22 @@ def packets(job):
         header = command[:COMMAND_BYTES]
         layout = LOAD_FIELDS if header[0] == Opcode.LOAD else ATTEND_FIELDS
         fields = decode_header(layout, header)
+        start, intervals = config.words(COMMAND_BYTES) * config.link_bytes, None
+        if fields.get("extended"):
+            fields |= decode_header(EXTENSION_FIELDS, command[start : start + COMMAND_BYTES])
+            assert fields["intervals"]
+            assert {fields[name] for name in ("mask", "bias", "listed")} == {0}
+            start *= 2
+            ends, rest = rows(config, command[start:], 1, 2 * config.query_lanes, "<i2")
+            intervals = ends.reshape(-1, 2).tolist()
+            start = len(command) - len(rest)
         dims = fields["last_dim"] + 1, fields["last_value_dim"] + 1
         if layout is LOAD_FIELDS:
             words = fields["tiles"] * key_tile_words(config, *dims)
         else:
             words = query_tile_words(config, dims[0])
-        start = config.words(COMMAND_BYTES) * config.link_bytes
         assert len(command) == start + words * config.link_bytes
-        found.append(Packet(index, fields, command[start:]))
+        found.append(Packet(index, fields, command[start:], intervals))
     return found
 
 
@@ -220,8 +230,11 @@ def test_more_keys_than_the_device_holds():
     plan(TINY, 1, 3, 49, key_length=48)
 
 
-def lanes_allowed(fields, config):
+def lanes_allowed(packet, config):
     """For each lane the keys that it attends to, as the protocol defines it."""
+    fields = packet.fields
+    if packet.intervals is not None:
+        return [range(max(low, 0), high) for low, high in packet.intervals]
     return [
         range(
             max(fields["low"] + lane * fields["low_step"], 0),
@@ -239,7 +252,7 @@ def test_causal_masks_and_lengths(queries, keys, length, causal):
     job = plan(TINY, 1, queries, keys, key_length=length, is_causal=causal)
     pairs = 0
     for tile, attend in enumerate(p for p in packets(job) if not p.is_load):
-        for lane, allowed in enumerate(lanes_allowed(attend.fields, TINY)):
+        for lane, allowed in enumerate(lanes_allowed(attend, TINY)):
             row = 3 * tile + lane
             if row >= queries:
                 continue
@@ -288,7 +301,7 @@ def test_lanes_attend_to_what_the_mask_allows(seed):
     for tile, attend in zip(job.program.tiles, attends, strict=True):
         bank = attend.fields["slot"] // TINY.slots_per_bank
         origin = (attend.fields["slot"] - bank * TINY.slots_per_bank) * TINY.key_rows
-        lanes = lanes_allowed(attend.fields, TINY)
+        lanes = lanes_allowed(attend, TINY)
         for row, keys in zip(tile.rows, lanes, strict=False):
             here = [origin + key for key in keys if key < attend.fields["tiles"] * TINY.key_rows]
             assert here == list(np.flatnonzero(allowed[row % 20]))

@@ -74,6 +74,7 @@ def run_attention(
     key_length: Any = None,
     window: int | None = None,
     document_ids: Any = None,
+    alibi_slopes: Any = None,
     causal_alignment: str = "top_left",
     options: AttentionOptions | None = None,
     device: Device | str | None = None,
@@ -90,9 +91,9 @@ def run_attention(
         NumPy arrays or torch tensors, floating point, or `Quantized`; all of one rank, 2 or
         more. Leading dimensions of size 1 are broadcast.
     attn_mask : array or tensor, broadcastable to (..., Hq, L, S), optional
-        bool: True where a query attends to a key. Floating point: 0, or -infinity or at most half
-        the most negative number of its dtype where it does not. The keys of each query must be
-        consecutive; other masks and biases are not implemented yet. Not together with `is_causal`.
+        bool: True where a query attends to a key. Floating point: added to the scaled logits;
+        -infinity, or at most half the most negative number of its dtype, where a query does not
+        attend to a key. Not together with `is_causal`.
     is_causal : bool
         Query i attends to the keys up to its own position, also where L and S differ.
     scale : float, optional
@@ -107,8 +108,11 @@ def run_attention(
         Attend only to the query's own position and the `window` - 1 keys before it.
     document_ids : array of int, (S,) or (batch, S), optional
         Packed documents: tokens attend only to those of the same number. L must be S.
+    alibi_slopes : array of float, (H,) or (batch, H), optional
+        ``-slope * abs(position - j)`` is added to the scaled logits of key j.
     causal_alignment : str
-        Position of query i among the keys, for `is_causal` and `window`: "top_left" is key i, as in
+        Position of query i among the keys, for `is_causal`, `window` and
+        `alibi_slopes`: "top_left" is key i, as in
         PyTorch, "bottom_right" key i + S - L, as in decoding.
     options : AttentionOptions, optional
         How to quantize.
@@ -130,8 +134,6 @@ def run_attention(
         If shapes do not fit each other or the device, a dimension is empty (where PyTorch
         returns an empty tensor or NaN), or a tensor contains NaN or infinity. Nothing has been
         sent to the device then.
-    NotImplementedError
-        For the masks named above.
     DeviceError
         If there is no device, or it fails.
 
@@ -154,6 +156,7 @@ def run_attention(
         key_length=key_length,
         window=window,
         document_ids=document_ids,
+        alibi_slopes=alibi_slopes,
         causal_alignment=causal_alignment,
         options=options,
         device=device,
@@ -173,6 +176,7 @@ def run_attention_raw(
     key_length: Any = None,
     window: int | None = None,
     document_ids: Any = None,
+    alibi_slopes: Any = None,
     causal_alignment: str = "top_left",
     options: AttentionOptions | None = None,
     device: Device | str | None = None,
@@ -196,6 +200,7 @@ def run_attention_raw(
             key_length=key_length,
             window=window,
             document_ids=document_ids,
+            alibi_slopes=alibi_slopes,
             causal_alignment=causal_alignment,
             options=options,
         )
@@ -277,6 +282,7 @@ def plan_attention(
     key_length: Any = None,
     window: int | None = None,
     document_ids: Any = None,
+    alibi_slopes: Any = None,
     causal_alignment: str = "top_left",
     options: AttentionOptions | None = None,
 ) -> Job:
@@ -312,9 +318,10 @@ def plan_attention(
         key_length=None if key_length is None else _array(key_length),
         window=window,
         document_ids=None if document_ids is None else _array(document_ids),
+        alibi_slopes=None if alibi_slopes is None else _array(alibi_slopes),
         causal_alignment=causal_alignment,
     )
-    _check_masks(masks, config)
+    _check_capacity(masks, config)
 
     flat = {
         name: Operand(*(_flatten(x) for x in (operand.values, operand.scale)))
@@ -347,25 +354,24 @@ def plan_attention(
     return Job(groups, schedule(config, groups), shape)
 
 
-def _check_masks(masks: Sequence[HeadMask], config: AcceleratorConfig) -> None:
-    for mask in masks:
-        if mask.allowed is not None:
-            row = int(np.argmax(mask.high - mask.low > mask.allowed.sum(axis=1)))
-            raise NotImplementedError(
-                f"row {row} of the mask skips keys: only masks whose rows allow consecutive keys "
-                "are implemented yet"
-            )
-        if mask.bias is not None:
-            raise NotImplementedError(
-                f"attn_mask has the bias {mask.bias[mask.bias != 0][0]:g}: only 0 and masking "
-                "numbers are implemented yet"
-            )
+def _check_capacity(masks: Sequence[HeadMask], config: AcceleratorConfig) -> None:
     needed = max(int(mask.high.max()) for mask in masks)
     if needed > config.key_capacity:
         raise ValueError(
             f"{needed} keys, but the device holds {config.key_capacity} "
             f"({config.key_banks} banks of {config.max_keys})"
         )
+
+
+def _logit_range(queries: Operand, keys: Operand, softmax_scale: float) -> float:
+    """A bound on the magnitude of the logits, in base 2, before smoothing (Cauchy-Schwarz)."""
+    norms = []
+    for operand in (queries, keys):
+        values = operand.values.astype(np.float64)
+        with np.errstate(over="ignore"):
+            scaled = values if operand.scale is None else values * operand.scale
+            norms.append(float(np.linalg.norm(scaled, axis=-1).max()))
+    return min(abs(softmax_scale) * math.log2(math.e) * norms[0] * norms[1], 1e6)
 
 
 def _head_group(
@@ -383,7 +389,7 @@ def _head_group(
     limits = high if (high < len(keys.values)).any() else None
     transform = logit_transform(queries, keys, softmax_scale, options, limits)
     quantized = quantize_keys(keys, options, transform)
-    tiles = query_tiles(config, masks)
+    tiles = query_tiles(config, masks, _logit_range(queries, keys, softmax_scale))
     rows = [tile.rows for tile in tiles]
     return HeadGroup(
         heads,

@@ -169,6 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--key-length", metavar="N", type=_seed, help="attend to the first N keys only"
     )
+    run.add_argument(
+        "--bias", choices=["alibi"], help="add a bias: alibi, slope 2^(-8h/H) for head h of H"
+    )
     run.add_argument("--json", action="store_true", help="print one JSON object, not a table")
     run.add_argument(
         "--output", metavar="FILE.npz", help="write the result as output (H, L, Ev), float32"
@@ -265,6 +268,7 @@ def _run(arguments: argparse.Namespace) -> int:
             "value_dim": tensors.value.shape[2],
             "is_causal": tensors.mask["is_causal"],
             "window": tensors.mask["window"],
+            "bias": arguments.bias,
             "reference": reference_name(),
             **_figures(report, reference, output, ideal_attention(job)),
             "model_mismatches": mismatches,
@@ -300,6 +304,9 @@ def _read_input(arguments: argparse.Namespace) -> _Input:
     mask = {**tensors.mask, "window": arguments.window}
     if arguments.causal:
         mask["is_causal"] = True
+    if arguments.bias == "alibi":
+        heads = len(tensors.query)
+        mask["alibi_slopes"] = 2.0 ** (-8 * np.arange(1, heads + 1) / heads)
     if arguments.key_length is not None:
         mask["key_length"] = arguments.key_length
     return replace(tensors, mask=mask)
@@ -390,6 +397,8 @@ def _table(result: dict[str, Any], config: AcceleratorConfig, is_model: bool) ->
         shape += ", causal"
     if result["window"] is not None:
         shape += f", window {result['window']}"
+    if result["bias"] is not None:
+        shape += f", {result['bias']}"
     link = 8 * config.link_bytes
     clocks, rate = result["clocks"], result["sim_clocks_per_second"]
     rows = [

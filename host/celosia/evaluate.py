@@ -45,7 +45,10 @@ def reference_attention(
     attend = _torch_attention if reference_name() == "PyTorch" else _numpy_attention
     for head in range(heads):
         mask_of_head, shared = masks[index[head]], head // group
-        attended = attend(query[head], key[shared], value[shared], mask_of_head.matrix())
+        allowed, bias = mask_of_head.matrix(), mask_of_head.total_bias()
+        if bias is not None:
+            allowed = np.where(allowed, bias, -np.inf).astype(np.float32)
+        attended = attend(query[head], key[shared], value[shared], allowed)
         result[head] = np.where(mask_of_head.is_empty[:, None], 0, attended)
     return result
 
@@ -63,7 +66,10 @@ def _torch_attention(query: Float32, key: Float32, value: Float32, mask: Any) ->
 def _numpy_attention(query: Float32, key: Float32, value: Float32, mask: Any) -> Float32:
     from celosia_sim.reference import attention
 
-    return attention(query, key, value, mask=mask, dtype=np.float32).astype(np.float32)
+    bias = None
+    if mask.dtype != bool:
+        mask, bias = np.isfinite(mask), np.where(np.isfinite(mask), mask, 0)
+    return attention(query, key, value, mask=mask, bias=bias, dtype=np.float32).astype(np.float32)
 
 
 def ideal_attention(job: Job) -> npt.NDArray[np.float64]:
@@ -90,6 +96,8 @@ def ideal_attention(job: Job) -> npt.NDArray[np.float64]:
                 scale=math.log(2),
                 low=mask.low,
                 high=mask.high,
+                mask=mask.allowed,
+                bias=mask.total_bias(),
             )
             flat[head] = np.where(mask.is_empty[:, None], 0, values.restore(exact))
     return result

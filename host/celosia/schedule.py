@@ -20,6 +20,7 @@ from celosia_hw.config import AcceleratorConfig
 from celosia_hw.protocol import (
     ATTEND_FIELDS,
     COMMAND_BYTES,
+    EXTENSION_FIELDS,
     LOAD_FIELDS,
     REPLY_BYTES,
     Opcode,
@@ -182,7 +183,7 @@ def _pending_work(attends: Sequence[_Attend]) -> npt.NDArray[np.float64]:
 
     While the ATTEND after it waits in the second buffer, the one before is computed.
     """
-    work = np.array([attend.fields["tiles"] for attend in attends], np.float64)
+    work = np.array([attend.key_tiles for attend in attends], np.float64)
     if len(work) > 1:
         work = np.concatenate([[0], work[:-1]])
     return np.cumsum(work) / work.sum()
@@ -195,6 +196,7 @@ class _Packet:
     layout: dict[str, int]
     fields: dict[str, int]
     payload: bytes
+    key_tiles: int
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,7 @@ class _Head:
             slot = self.slot + start
             end = min(stop, start + per_bank - slot % per_bank)
             fields = {"opcode": Opcode.LOAD, "slot": slot, "tiles": end - start, **self.dims}
-            yield _Packet(LOAD_FIELDS, fields, self.key_tiles[start:end].tobytes())
+            yield _Packet(LOAD_FIELDS, fields, self.key_tiles[start:end].tobytes(), end - start)
             start = end
 
 
@@ -264,21 +266,71 @@ def _attends(
 ) -> list[_Attend]:
     payloads = _query_tiles(config, group)
     shifts = score_shift(Widths(config), group.queries.exponents)
-    return [
-        _Attend(
-            ATTEND_FIELDS,
-            {
-                **common,
-                **tile.fields,
-                "slot": slot + tile.first_tile,
-                "tiles": tile.tiles,
-                "score_shift": int(shift),
-            },
-            payload.tobytes(),
-            group.result_rows(tile.rows),
-        )
-        for tile, payload, shift in zip(group.tiles, payloads, shifts, strict=True)
-    ]
+    attends = []
+    for tile, payload, shift in zip(group.tiles, payloads, shifts, strict=True):
+        first, last = int(tile.key_tiles[0]), int(tile.key_tiles[-1])
+        extension, intervals, rest = _extended(config, tile)
+        fields = {
+            **common,
+            **tile.fields,
+            "slot": slot + first,
+            "tiles": last - first + 1,
+            "score_shift": int(shift),
+            "extended": bool(extension),
+        }
+        whole = extension + intervals + payload.tobytes() + rest
+        rows = group.result_rows(tile.rows)
+        attends.append(_Attend(ATTEND_FIELDS, fields, whole, len(tile.key_tiles), rows))
+    return attends
+
+
+def _extended(config: AcceleratorConfig, tile: QueryTile) -> tuple[bytes, bytes, bytes]:
+    """Second half of the header, what comes before the queries and what comes after them."""
+    offsets = tile.key_tiles - tile.key_tiles[0]
+    is_listed = len(offsets) <= offsets[-1]
+    fields = {
+        **tile.slope,
+        "listed": len(offsets) - 1 if is_listed else 0,
+        "bias_shift": tile.bias_shift,
+        "intervals": tile.intervals is not None,
+        "mask": tile.allowed is not None,
+        "bias": tile.bias is not None,
+    }
+    if not any(fields.values()):
+        return b"", b"", b""
+    header = _padded(config, encode_header(EXTENSION_FIELDS, COMMAND_BYTES, **fields))
+    intervals = rest = b""
+    if tile.intervals is not None:
+        intervals = _padded(config, _lanes(config, tile.intervals).astype("<i2").tobytes())
+    if is_listed:
+        rest = _padded(config, offsets[1:].astype("<u2").tobytes())
+    masks = [np.zeros((len(offsets), 0), np.uint8)]
+    if tile.allowed is not None:
+        masks.append(_mask_tiles(config, _lanes(config, tile.allowed)))
+    if tile.bias is not None:
+        masks.append(_bias_tiles(config, _lanes(config, tile.bias)))
+    return header, intervals, rest + np.concatenate(masks, axis=1).tobytes()
+
+
+def _lanes(config: AcceleratorConfig, rows: npt.NDArray) -> npt.NDArray:
+    """Rows of a tile, padded with zeros to all lanes."""
+    return np.pad(rows, [(0, config.query_lanes - len(rows)), (0, 0)])
+
+
+def _mask_tiles(config: AcceleratorConfig, allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """Mask bits, (lanes, keys), as they cross the link, (tiles, bytes)."""
+    bits = _split(allowed.T, config.key_rows)
+    tiles, keys, lanes = bits.shape
+    bits = np.pad(bits, [(0, 0), (0, -keys % config.mask_keys), (0, 0)])
+    words = bits.reshape(tiles, -1, config.mask_keys * lanes)
+    words = np.pad(words, [(0, 0), (0, 0), (0, config.link_bits - words.shape[-1])])
+    return np.packbits(words, axis=-1, bitorder="little").reshape(tiles, -1)
+
+
+def _bias_tiles(config: AcceleratorConfig, bias: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
+    """Biases, (lanes, keys), as they cross the link, (tiles, bytes)."""
+    rows = np.ascontiguousarray(_split(bias.T, config.key_rows).astype("<i2")).view(np.uint8)
+    return _pad_words(config, rows).reshape(len(rows), -1)
 
 
 def _key_tiles(config: AcceleratorConfig, group: HeadGroup) -> npt.NDArray[np.uint8]:

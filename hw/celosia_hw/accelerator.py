@@ -14,8 +14,9 @@ from .conductor import Conductor
 from .config import AcceleratorConfig
 from .drain import Drain
 from .front_end import FrontEnd
+from .mask_memory import MaskMemory
 from .packets import PacketWord
-from .payload import QUERY_BUFFERS, Target
+from .payload import INTERVAL_BITS, QUERY_BUFFERS, Target
 from .pipeline import delayed
 from .protocol import COUNTER_NAMES
 from .reciprocal import Reciprocal
@@ -24,6 +25,7 @@ from .row_memory import FactorMemory, RowMemory
 from .score_array import ScoreArray
 from .sequencer import QueryJob, Sequencer
 from .softmax_lane import SoftmaxLane
+from .tile_list import TileList
 from .timing import MEMORY_READ
 from .value_array import ValueArray
 
@@ -121,6 +123,8 @@ class Accelerator(wiring.Component):
             sequencer.job.valid.eq(jobs.r_rdy),
             jobs.r_en.eq(sequencer.job.ready),
             sequencer.bank_free.eq(drain.bank_free),
+            sequencer.mask_arrived.eq(front_end.mask_arrived),
+            front_end.mask_done.eq(conductor.mask_done),
             conductor.tile_valid.eq(sequencer.tile_valid),
             conductor.tile.eq(sequencer.tile),
             front_end.buffer_done.eq(conductor.buffer_done),
@@ -128,10 +132,46 @@ class Accelerator(wiring.Component):
         ]
         connect(m, conductor.job, drain.job)
 
+        self._masks(m, front_end, sequencer, conductor)
         self._memories(m, front_end, sequencer, conductor, scores, values)
         self._lanes(m, conductor, scores, values, reciprocal, drain)
         self._counters(m, front_end, sequencer, drain)
         return m
+
+    def _masks(self, m: Module, front_end, sequencer, conductor) -> None:
+        """Key intervals, lists of key tiles, mask bits and biases."""
+        config, write = self.config, front_end.write
+        m.submodules.intervals = intervals = FactorMemory(
+            config, config.query_lanes, QUERY_BUFFERS, 2 * INTERVAL_BITS
+        )
+        m.submodules.tile_list = tile_list = TileList(config)
+        m.submodules.masks = self._mask_memory = masks = MaskMemory(config)
+        for store, strobe, target in (
+            (intervals, intervals.write, Target.INTERVALS),
+            (tile_list, tile_list.write, Target.TILE_LIST),
+            (masks, masks.write_mask, Target.MASK),
+            (masks, masks.write_bias, Target.BIAS),
+        ):
+            m.d.comb += strobe.eq(front_end.write_valid & (write.target == target))
+            if target != Target.BIAS:
+                m.d.comb += [
+                    store.write_word.eq(write.word),
+                    store.write_data.eq(write.data),
+                ]
+        m.d.comb += [
+            intervals.write_group.eq(write.group),
+            tile_list.write_group.eq(write.group),
+            masks.write_place.eq(write.group),
+            masks.write_row.eq(write.row),
+            masks.step.eq(conductor.mask_step),
+            intervals.start.eq(conductor.interval_start),
+            intervals.group.eq(conductor.interval_buffer),
+            conductor.interval.eq(intervals.factor),
+            tile_list.start.eq(sequencer.list_start),
+            tile_list.group.eq(sequencer.list_group),
+            tile_list.advance.eq(sequencer.list_advance),
+            sequencer.list_offset.eq(tile_list.offset),
+        ]
 
     def _memories(self, m: Module, front_end, sequencer, conductor, scores, values) -> None:
         config = self.config
@@ -161,6 +201,8 @@ class Accelerator(wiring.Component):
                 store.write.eq(front_end.write_valid & (write.target == target)),
                 store.write_word.eq(write.word),
                 store.write_data.eq(write.data),
+                store.write_single.eq(write.single),
+                store.write_element.eq(write.element),
             ]
             if isinstance(store, RowMemory):
                 m.d.comb += store.write_row.eq(write.row)
@@ -200,6 +242,8 @@ class Accelerator(wiring.Component):
                 softmax.score.eq(scores.scores[c]),
                 softmax.step.eq(step),
                 softmax.query_factor.eq(self._query_factors.factor),
+                softmax.allowed.eq(self._mask_memory.allowed[c]),
+                softmax.bias.eq(self._mask_memory.biases[c]),
                 softmax.low.eq(conductor.low),
                 softmax.high.eq(conductor.high),
                 values.weights[c].eq(softmax.weight),

@@ -7,7 +7,9 @@ configuration how wide each value is. The steps, for one row of queries and a ti
 
     score       s = sum(q * k)
     gain        g = round(query_factor * key_factor / 2^15)
-    log score   z = round(round(s / 2^score_drop) * g / 2^score_shift), saturated
+    log score   y = round(round(s / 2^score_drop) * g / 2^score_shift), saturated
+    bias        b = bias * 2^bias_shift or round(slope * (key - anchor) / 2^slope_shift), saturated
+    biased      z = y + b, saturated
     maximum     M' = max(M, ceil(max z))               an integer, so that rescaling is a shift
     probability p = round(2^P * 2^(z - M')), at most 2^P - 1
     row sum     L' = (L >> (M' - M)) + sum(p)
@@ -29,14 +31,21 @@ import numpy as np
 from .config import AcceleratorConfig
 
 __all__ = [
+    "ANCHOR_BITS",
+    "BIAS_BITS",
     "ELEMENT_BITS",
     "FACTOR_BITS",
     "GAIN_BITS",
+    "MASK_TILES",
+    "MAX_BIAS_SHIFT",
     "MAX_RESULT_FRACTION",
     "MAX_SCORE_SHIFT",
+    "MAX_SLOPE_SHIFT",
     "RESULT_BITS",
+    "SLOPE_BITS",
     "Exp2Table",
     "Widths",
+    "biased",
     "gain",
     "log_score",
     "normalize",
@@ -45,6 +54,8 @@ __all__ = [
     "round_shift",
     "running_maximum",
     "saturate",
+    "slope_bias",
+    "tile_bias",
     "weight",
 ]
 
@@ -60,6 +71,16 @@ RESULT_BITS = 16
 """Bits of a result, two's complement."""
 MAX_SCORE_SHIFT = 63
 MAX_RESULT_FRACTION = 15
+BIAS_BITS = 16
+"""Bits of an element of a bias tile, two's complement."""
+MAX_BIAS_SHIFT = 7
+SLOPE_BITS = 16
+"""Bits of the slope of a linear bias, unsigned."""
+MAX_SLOPE_SHIFT = 31
+ANCHOR_BITS = 24
+"""Bits of the key position at which a linear bias is zero, two's complement."""
+MASK_TILES = 8
+"""Mask and bias tiles that wait in the accelerator for their key tile."""
 
 RECIPROCAL_BITS = 18
 """Bits of the reciprocal of a row sum."""
@@ -111,6 +132,41 @@ def log_score(widths: Widths, score: Integer, factor: Integer, score_shift: Inte
     # A product has 36 bits: beyond that every shift gives zero, and int64 would overflow.
     shift = _least(score_shift, 40)
     return saturate(round_shift(operand * factor, shift), widths.log_score)
+
+
+def slope_bias(widths: Widths, slope: Integer, distance: Integer, slope_shift: Integer) -> Integer:
+    """A linear bias in units of 2^-score_fraction_bits.
+
+    Parameters
+    ----------
+    widths : Widths
+    slope : int
+        Unsigned, `SLOPE_BITS` bits.
+    distance : int
+        Position of the key less the anchor.
+    slope_shift : int
+        0 to `MAX_SLOPE_SHIFT`.
+    """
+    return saturate(round_shift(slope * distance, slope_shift), widths.log_score)
+
+
+def tile_bias(widths: Widths, bias: Integer, bias_shift: Integer) -> Integer:
+    """A bias of a bias tile in units of 2^-score_fraction_bits.
+
+    Parameters
+    ----------
+    widths : Widths
+    bias : int
+        Signed, `BIAS_BITS` bits.
+    bias_shift : int
+        0 to `MAX_BIAS_SHIFT`.
+    """
+    return saturate(bias << bias_shift, widths.log_score)
+
+
+def biased(widths: Widths, log_score: Integer, bias: Integer) -> Integer:
+    """A log score plus a bias in the same units."""
+    return saturate(log_score + bias, widths.log_score)
 
 
 def running_maximum(widths: Widths, maximum: Integer, tile_maximum: Integer) -> Integer:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .accumulator import WRITE_LAG, AccumulatorStep
-from .arithmetic import FACTOR_BITS
+from .arithmetic import ANCHOR_BITS, FACTOR_BITS, MASK_TILES
 from .config import AcceleratorConfig
 from .drain import DrainJob
-from .pipeline import EventDelay, Steps, delayed
+from .mask_memory import MaskStep
+from .payload import INTERVAL_BITS
+from .pipeline import (
+    EventDelay,
+    Steps,
+    clamp,
+    delayed,
+    multiply,
+    round_shift,
+    shift_right_twice,
+)
 from .sequencer import TileRecord
 from .softmax_lane import LaneStep
 from .timing import ACCUMULATOR_READ, FACTOR_READ, MEMORY_READ, Timing
@@ -48,6 +58,12 @@ class Conductor(wiring.Component):
         What they give.
     step : Out
         `LaneStep` of lane 0.
+    interval_start, interval_buffer, interval
+        Read of the explicit key intervals, as of factors.
+    mask_step : Out
+        `MaskStep` of lane 0.
+    mask_done : Out(1)
+        Strobe: the mask bits and biases of a key tile are no longer needed.
     low, high : Out
         Key interval of the lane whose ``step.load_interval`` is set.
     load, load_first : Out(1)
@@ -82,6 +98,11 @@ class Conductor(wiring.Component):
                 "key_factor": In(FACTOR_BITS),
                 "value_factor": In(FACTOR_BITS),
                 "step": Out(LaneStep(config)),
+                "interval_start": Out(1),
+                "interval_buffer": Out(1),
+                "interval": In(2 * INTERVAL_BITS),
+                "mask_step": Out(MaskStep(config)),
+                "mask_done": Out(1),
                 "low": Out(signed(18)),
                 "high": Out(signed(18)),
                 "load": Out(1),
@@ -100,6 +121,7 @@ class Conductor(wiring.Component):
         m = Module()
         tile = _Event(self.tile_valid, self.tile)
         self._factors(m, tile)
+        self._masks(m, tile)
         scaled = self._scores(m, tile)
         summed = self._probabilities(m, scaled)
         self._outputs(m, summed)
@@ -133,7 +155,7 @@ class Conductor(wiring.Component):
         )
         key = self._later(m, tile, timing.key_factor - FACTOR_READ, "key_factors", "slot")
         done = self._later(
-            m, tile, timing.load_factor + self._config.query_lanes, "query_done", "last"
+            m, tile, timing.position + self._config.query_lanes, "query_done", "last"
         )
         start = query.valid & query.record.first
         m.d.comb += [
@@ -146,6 +168,49 @@ class Conductor(wiring.Component):
             self.buffer_done.eq(done.valid & done.record.last),
         ]
 
+    def _masks(self, m: Module, tile: _Event) -> None:
+        """Mask steps, and `arithmetic.slope_bias` beside them."""
+        timing, config, step = self._timing, self._config, self.mask_step
+        fields = "position anchor slope slope_shift"
+        event = self._later(m, tile, timing.slope, "slope", fields)
+        distance = Signal(signed(ANCHOR_BITS + 1), reset_less=True)
+        record = event.record
+        m.d.sync += distance.eq(Mux(event.valid, record.position - record.anchor, distance + 1))
+        slope = self._hold(m, event, "slope", "slope_held")
+        shift = delayed(
+            m,
+            self._hold(m, event, "slope_shift", "slope_shift_held"),
+            config.multiplier_stages,
+            "slope_shift",
+        )
+        product = multiply(m, slope, distance, config.multiplier_stages, "slope_product")
+        shifted = shift_right_twice(
+            m, Cat(Const(0, 1), product).as_signed(), Cat(shift, Const(0, 1)), "slope_shifted"
+        )
+        slope_bias = Signal(step.slope_bias.shape(), reset_less=True)
+        m.d.sync += slope_bias.eq(clamp(round_shift(shifted, 1), slope_bias.shape()))
+
+        event = self._later(m, tile, timing.mask - 1, "masks", "mask bias bias_shift")
+        steps = self._steps(m, event, "mask_steps", config.key_rows - 1, config.key_rows)
+        place, following = Signal(range(MASK_TILES)), Signal(range(MASK_TILES))
+        with m.If(event.valid):
+            m.d.sync += [
+                place.eq(following),
+                following.eq(following + (event.record.mask | event.record.bias)),
+            ]
+        done = self._later(
+            m, event, config.key_rows + config.query_lanes, "masks_done", "mask bias"
+        )
+        m.d.comb += [
+            step.row.eq(steps.index),
+            step.place.eq(place),
+            step.masked.eq(self._hold(m, event, "mask", "masked")),
+            step.biased.eq(self._hold(m, event, "bias", "biased")),
+            step.bias_shift.eq(self._hold(m, event, "bias_shift", "bias_shift")),
+            step.slope_bias.eq(slope_bias),
+            self.mask_done.eq(done.valid & (done.record.mask | done.record.bias)),
+        ]
+
     def _scores(self, m: Module, tile: _Event) -> _Event:
         timing, step = self._timing, self.step
         behind = "slot base banks tag last_value_dim result_fraction"
@@ -154,15 +219,19 @@ class Conductor(wiring.Component):
             tile,
             timing.score_shift - 1,
             "scores",
-            f"first last score_shift position low high low_step high_step limit {behind}",
+            "first last score_shift position low high low_step high_step limit intervals "
+            f"query_buffer {behind}",
         )
         m.d.comb += step.score_shift.eq(self._hold(m, shift, "score_shift", "score_shift"))
 
         wait = timing.position - timing.score_shift
-        interval = self._later(
-            m, shift, wait - 1, "interval", "first low high low_step high_step limit"
-        )
-        self._interval(m, interval)
+        fields = "first low high low_step high_step limit intervals"
+        early = self._later(m, shift, wait - 2, "interval_read", f"{fields} query_buffer")
+        m.d.comb += [
+            self.interval_start.eq(early.valid & early.record.first),
+            self.interval_buffer.eq(early.record.query_buffer),
+        ]
+        self._interval(m, self._later(m, early, 1, "interval_rule", fields))
 
         key = self._later(m, shift, wait, "position", "position")
         position = Signal.like(key.record.position, name="key_position")
@@ -179,7 +248,7 @@ class Conductor(wiring.Component):
         return log
 
     def _interval(self, m: Module, event: _Event) -> None:
-        """The rule of the key interval, lane after lane."""
+        """The key interval, lane after lane: by the rule, or from the memory."""
         start = event.valid & event.record.first
         low, high = Signal(signed(18)), Signal(signed(18))
         limit = self._hold(m, event, "limit", "limit")
@@ -189,9 +258,13 @@ class Conductor(wiring.Component):
             low.eq(Mux(start, event.record.low, low + low_step)),
             high.eq(Mux(start, event.record.high, high + high_step)),
         ]
+        explicit = self._hold(m, event, "intervals", "explicit")
+        explicit_low, explicit_high = (
+            self.interval.word_select(i, INTERVAL_BITS).as_signed() for i in range(2)
+        )
         m.d.comb += [
-            self.low.eq(low),
-            self.high.eq(Mux(high > limit, limit, high)),
+            self.low.eq(Mux(explicit, explicit_low, low)),
+            self.high.eq(Mux(explicit, explicit_high, Mux(high > limit, limit, high))),
             self.step.load_interval.eq(delayed(m, start, 1, "load_interval")),
         ]
 

@@ -83,6 +83,11 @@ class AcceleratorConfig:
     def _check_combinations(self) -> None:
         if self.link_bytes & (self.link_bytes - 1):
             raise ConfigError(f"link_bytes must be a power of two, not {self.link_bytes}")
+        if self.query_lanes > self.link_bits:
+            raise ConfigError(
+                f"query_lanes ({self.query_lanes}) must be at most the {self.link_bits} bits of a "
+                "link word"
+            )
         if self.max_keys % self.key_rows:
             raise ConfigError(
                 f"max_keys ({self.max_keys}) must be a multiple of key_rows ({self.key_rows})"
@@ -136,6 +141,11 @@ class AcceleratorConfig:
         return self.key_banks * self.max_keys
 
     @property
+    def mask_keys(self) -> int:
+        """Keys whose mask bits, one per lane, share a link word."""
+        return self.link_bits // self.query_lanes
+
+    @property
     def link_bits(self) -> int:
         """Bits of the data of a link word."""
         return 8 * self.link_bytes
@@ -167,7 +177,7 @@ class AcceleratorConfig:
     @property
     def memory_bits(self) -> dict[str, int]:
         """Bits of each memory, by name."""
-        from .arithmetic import Widths
+        from .arithmetic import BIAS_BITS, MASK_TILES, Widths
 
         widths = Widths(self)
         words = self.slots * self.max_head_dim
@@ -177,6 +187,7 @@ class AcceleratorConfig:
             "factors": self.slots * 32 * self.key_rows,
             "queries": 2 * self.max_head_dim * 8 * self.query_lanes,
             "accumulators": 2 * self.max_head_dim * widths.accumulator * self.query_lanes,
+            "masks": MASK_TILES * self.key_rows * self.query_lanes * (1 + BIAS_BITS),
         }
 
     def to_dict(self) -> dict[str, int]:

@@ -6,14 +6,16 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
+from .arithmetic import MASK_TILES
 from .config import AcceleratorConfig
 from .packets import PacketWord, header_layout
-from .payload import QUERY_BUFFERS, MemoryWrite, PayloadWriter
+from .payload import QUERY_BUFFERS, MemoryWrite, PayloadWriter, Target
 from .protocol import (
     ATTEND_FIELDS,
     COMMAND_BYTES,
     COUNTER_NAMES,
     COUNTERS_FIELDS,
+    EXTENSION_FIELDS,
     ErrorCode,
     Opcode,
     Reply,
@@ -27,12 +29,14 @@ __all__ = ["FrontEnd"]
 class FrontEnd(wiring.Component):
     """Parses command packets in order.
 
-    LOAD payloads go straight into the memories, ATTEND payloads into one of two query buffers
-    and, once complete, as a job to the sequencer, so that loads overlap the computation. A LOAD
-    waits while an earlier query tile still reads one of its banks, an ATTEND while both query
-    buffers are taken, a reply while the result stream is busy: that is all the back-pressure on
-    `command`. Throughput: a payload word every clock; a packet takes two clocks more. A malformed
-    packet is skipped up to its last word and answered with an ERROR.
+    LOAD and APPEND payloads go straight into the memories, ATTEND payloads into one of two query
+    buffers and, once complete but for mask tiles, as a job to the sequencer, so that loads overlap
+    the computation. A LOAD or APPEND waits while an earlier query tile still reads one of its
+    banks, an ATTEND while both query buffers are taken, a mask tile while `MASK_TILES` wait for
+    their key tile, a reply while the result stream is busy: that is all the back-pressure on
+    `command`. Throughput: a payload word every clock, of an APPEND a byte; a packet takes two
+    clocks more. A malformed packet is skipped up to its last word and answered with an ERROR;
+    mask tiles that are missing are taken for zeros first.
 
     Parameters
     ----------
@@ -48,7 +52,9 @@ class FrontEnd(wiring.Component):
         Strobe and `MemoryWrite`.
     job : Out
         Stream of `QueryJob`.
-    buffer_done, banks_done : In
+    mask_arrived : Out(1)
+        Strobe: a mask tile is complete.
+    mask_done, buffer_done, banks_done : In
         Strobes from the conductor.
     counters : In
         As in `protocol.COUNTER_NAMES`.
@@ -66,6 +72,8 @@ class FrontEnd(wiring.Component):
                 "write_valid": Out(1),
                 "write": Out(MemoryWrite(config)),
                 "job": Out(stream.Signature(QueryJob(config))),
+                "mask_arrived": Out(1),
+                "mask_done": In(1),
                 "buffer_done": In(1),
                 "banks_done": In(config.key_banks),
                 "counters": In(data.ArrayLayout(COUNTER_BITS, len(COUNTER_NAMES))),
@@ -84,7 +92,7 @@ class FrontEnd(wiring.Component):
         # Cuts the path from the state machine's `ready` to the sender.
         m.submodules.input = buffer = fifo.SyncFIFOBuffered(width=PacketWord(config).size, depth=4)
         word = data.View(PacketWord(config), buffer.r_data)
-        take, taken = buffer.r_en, Signal()
+        take, taken, step = buffer.r_en, Signal(), Signal()
         m.d.comb += [
             buffer.w_data.eq(self.command.payload),
             buffer.w_en.eq(self.command.valid),
@@ -92,20 +100,35 @@ class FrontEnd(wiring.Component):
             taken.eq(take & buffer.r_rdy),
         ]
 
-        raw = Signal(8 * COMMAND_BYTES)
-        header = data.View(header_layout(ATTEND_FIELDS), raw)
-        chunk = min(config.link_bits, len(raw))
-        chunks = len(raw) // chunk
-        place = Signal(range(max(chunks, 2)))
+        size = 8 * COMMAND_BYTES
+        raw = Signal(2 * size)
+        layout = header_layout({**ATTEND_FIELDS, **EXTENSION_FIELDS})
+        header = data.View(layout, raw)
+        chunk = min(config.link_bits, size)
+        chunks = size // chunk
+        place = Signal(range(2 * chunks))
+        # The header with the word at hand, as far as it has come.
+        arriving = Signal(size)
+        m.d.comb += arriving.eq(raw)
+        with m.If(place == chunks - 1):
+            m.d.comb += arriving[-chunk:].eq(word.data)
+        begun = data.View(header_layout(ATTEND_FIELDS), arriving)
+        is_extended = (begun.opcode == Opcode.ATTEND) & begun.extended
+        header_end = (place == 2 * chunks - 1) | (place == chunks - 1) & ~is_extended
         is_load, is_attend = header.opcode == Opcode.LOAD, header.opcode == Opcode.ATTEND
+        is_append = header.opcode == Opcode.APPEND
+        has_payload = is_load | is_attend | is_append
         counters_header = header_layout(COUNTERS_FIELDS)
         answers = {Opcode.IDENTIFY: Reply.IDENTITY, Opcode.COUNTERS: Reply.STATISTICS}
-        unknown = ~is_load & ~is_attend
+        unknown = ~has_payload
         for opcode in answers:
             unknown &= header.opcode != opcode
 
-        base, bad_field, banks = self._decode(m, header, is_attend)
-        blocked, buffer_index = self._occupancy(m, is_load, banks)
+        base, bad_field, banks = self._decode(m, header, is_attend, is_append)
+        blocked, buffer_index = self._occupancy(m, is_attend, banks)
+        has_masks = is_attend & (header.mask | header.bias)
+        has_room, mask_place = self._mask_room(m)
+        waits = (writer.target >= Target.MASK) & ~has_room
         ended, error = Signal(), Signal(ErrorCode)
 
         with m.FSM():
@@ -118,7 +141,9 @@ class FrontEnd(wiring.Component):
                         place.eq(place + 1),
                         ended.eq(word.last),
                     ]
-                    with m.If(place == chunks - 1):
+                    with m.If(place == 0):
+                        m.d.sync += raw[size:].eq(0)
+                    with m.If(header_end):
                         m.d.sync += place.eq(0)
                         m.next = "DECODE"
                     with m.Elif(word.last):
@@ -132,13 +157,13 @@ class FrontEnd(wiring.Component):
                 with m.If(unknown):
                     m.d.sync += error.eq(ErrorCode.UNKNOWN_OPCODE)
                     m.next = "SKIP"
-                with m.Elif((is_load | is_attend) & bad_field):
+                with m.Elif(has_payload & bad_field):
                     m.d.sync += error.eq(ErrorCode.BAD_FIELD)
                     m.next = "SKIP"
-                with m.Elif((is_load | is_attend) & ended):
+                with m.Elif(has_payload & ended):
                     m.d.sync += error.eq(ErrorCode.TRUNCATED)
                     m.next = "REPLY"
-                with m.Elif(is_load | is_attend):
+                with m.Elif(has_payload):
                     m.d.comb += writer.start.eq(1)
                     with m.If(~blocked):
                         m.next = "PAYLOAD"
@@ -149,10 +174,11 @@ class FrontEnd(wiring.Component):
                     m.next = "REPLY"
 
             with m.State("PAYLOAD"):
+                complete = Mux(has_masks, writer.job_end & ~word.last, writer.end & word.last)
                 m.d.comb += [
-                    take.eq(1),
-                    writer.take.eq(taken),
-                    self.job.valid.eq(taken & writer.end & word.last & is_attend),
+                    step.eq(buffer.r_rdy & ~waits),
+                    take.eq(step & writer.take),
+                    self.job.valid.eq(taken & complete & is_attend),
                 ]
                 with m.If(taken):
                     m.d.sync += ended.eq(word.last)
@@ -163,7 +189,15 @@ class FrontEnd(wiring.Component):
                         m.next = "SKIP"
                     with m.Elif(word.last):
                         m.d.sync += error.eq(ErrorCode.TRUNCATED)
-                        m.next = "REPLY"
+                        with m.If(writer.target >= Target.MASK):
+                            m.next = "FILL"
+                        with m.Else():
+                            m.next = "REPLY"
+
+            with m.State("FILL"):  # the job waits for its mask tiles
+                m.d.comb += step.eq(~waits)
+                with m.If(step & writer.end):
+                    m.next = "REPLY"
 
             with m.State("SKIP"):
                 m.d.comb += take.eq(~ended)
@@ -181,6 +215,7 @@ class FrontEnd(wiring.Component):
                     )
                     m.next = "HEADER"
 
+        last_tile = Mux(header.listed != 0, header.listed, header.tiles - 1)
         reply = Signal(Reply)
         m.d.comb += [
             reply.eq(Reply.ERROR),
@@ -194,10 +229,20 @@ class FrontEnd(wiring.Component):
                     m.d.comb += reply.eq(answer)
 
         m.d.comb += [
-            writer.queries.eq(is_attend),
+            writer.step.eq(step),
+            writer.present.eq(self._present(header, is_attend)),
+            writer.single.eq(is_append),
+            writer.element.eq(header.tiles),
+            writer.mask_place.eq(mask_place),
+            writer.last_list_word.eq(
+                (header.listed - 1) >> (config.link_bytes // 2 - 1).bit_length()
+            ),
+            self.mask_arrived.eq(step & writer.mask_end),
             writer.group.eq(Mux(is_attend, buffer_index, header.slot)),
             writer.base.eq(Mux(is_attend, Mux(buffer_index, config.max_head_dim, 0), base)),
-            writer.last_tile.eq(header.tiles - 1),
+            writer.last_tile.eq(
+                Mux(is_attend, Mux(has_masks, last_tile, 0), Mux(is_append, 0, header.tiles - 1))
+            ),
             writer.last_dim.eq(header.last_dim),
             writer.last_value_dim.eq(header.last_value_dim),
             writer.data.eq(word.data),
@@ -207,22 +252,51 @@ class FrontEnd(wiring.Component):
         self._job(m, header, base, banks, buffer_index)
         return m
 
-    def _decode(self, m: Module, header, is_attend) -> tuple[Signal, Signal, Signal]:
+    def _present(self, header, is_attend: Value) -> Value:
+        """The targets of the payload at hand."""
+        present = {
+            Target.INTERVALS: header.intervals,
+            Target.QUERY_FACTORS: 1,
+            Target.QUERIES: 1,
+            Target.TILE_LIST: header.listed != 0,
+            Target.MASK: header.mask,
+            Target.BIAS: header.bias,
+        }
+        attend = Cat(Value.cast(present.get(target, 0)) for target in Target)
+        return Mux(is_attend, attend, (1 << (Target.VALUES + 1)) - 1)
+
+    def _mask_room(self, m: Module) -> tuple[Value, Signal]:
+        """Whether a mask tile has a place, and where the next one goes."""
+        waiting, place = Signal(range(MASK_TILES + 1)), Signal(range(MASK_TILES))
+        m.d.sync += [
+            waiting.eq(waiting + self.mask_arrived - self.mask_done),
+            place.eq(place + self.mask_arrived),
+        ]
+        return waiting != MASK_TILES, place
+
+    def _decode(self, m: Module, header, is_attend, is_append) -> tuple[Signal, Signal, Signal]:
         """First row, whether a field is out of range, and banks touched; a clock later."""
         config = self._config
         end = Signal(17)
-        m.d.comb += end.eq(header.slot + header.tiles)
+        m.d.comb += end.eq(header.slot + Mux(is_append, 1, header.tiles))
         dims, slots = config.max_head_dim, config.slots_per_bank
         base, bad_field = Signal(range(config.slots * dims)), Signal()
         banks = Signal(config.key_banks)
         m.d.sync += [
             base.eq(header.slot * dims),
             bad_field.eq(
-                (header.tiles == 0)
+                Mux(is_append, header.tiles >= config.key_rows, header.tiles == 0)
                 | (end > config.slots)
                 | (header.last_dim >= dims)
                 | (header.last_value_dim >= dims)
-                | is_attend & (header.reserved.any() | header.load_state | header.store_state)
+                | is_attend
+                & (
+                    header.reserved.any()
+                    | header.load_state
+                    | header.store_state
+                    | header.extension_reserved.any()
+                    | (header.listed != 0) & (header.listed >= header.tiles)
+                )
             ),
             banks.eq(
                 Cat(
@@ -233,7 +307,7 @@ class FrontEnd(wiring.Component):
         ]
         return base, bad_field, banks
 
-    def _occupancy(self, m: Module, is_load: Value, banks: Signal) -> tuple[Value, Signal]:
+    def _occupancy(self, m: Module, is_attend: Value, banks: Signal) -> tuple[Value, Signal]:
         """Whether the packet at hand must wait, and the query buffer to fill next."""
         committed = self.job.valid
         buffers, index = Signal(range(QUERY_BUFFERS + 1)), Signal(range(QUERY_BUFFERS))
@@ -247,7 +321,7 @@ class FrontEnd(wiring.Component):
             count = Signal(range(32), name=f"reading_{bank}")
             m.d.sync += count.eq(count + (committed & banks[bank]) - self.banks_done[bank])
             reading.append(count != 0)
-        return Mux(is_load, (Cat(reading) & banks).any(), buffers == QUERY_BUFFERS), index
+        return Mux(is_attend, buffers == QUERY_BUFFERS, (Cat(reading) & banks).any()), index
 
     def _job(self, m: Module, header, base: Signal, banks: Signal, buffer_index: Signal) -> None:
         config, job = self._config, self.job.payload
@@ -259,11 +333,13 @@ class FrontEnd(wiring.Component):
             job.base.eq(base),
             job.banks.eq(banks),
             job.query_buffer.eq(buffer_index),
-            job.last_tile.eq(header.tiles - 1),
+            job.last_tile.eq(Mux(header.listed != 0, header.listed, header.tiles - 1)),
+            job.is_listed.eq(header.listed != 0),
             job.last_clock.eq(last_clock),
         ]
         copied = (
             "tag slot last_dim last_value_dim score_shift result_fraction "
-            "low_step high_step low high limit"
+            "low_step high_step low high limit "
+            "intervals mask bias bias_shift slope slope_shift anchor"
         )
         m.d.comb += [job[name].eq(header[name]) for name in copied.split()]

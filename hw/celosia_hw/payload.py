@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import enum
 
-from amaranth.hdl import Array, Const, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from .arithmetic import ELEMENT_BITS, FACTOR_BITS, MASK_TILES
 from .config import AcceleratorConfig
+from .protocol import interval_words, mask_tile_words
 
-__all__ = ["QUERY_BUFFERS", "MemoryWrite", "PayloadWriter", "Target"]
+__all__ = ["INTERVAL_BITS", "QUERY_BUFFERS", "MemoryWrite", "PayloadWriter", "Target"]
 
 QUERY_BUFFERS = 2
+INTERVAL_BITS = 16
+"""Bits of each end of an explicit key interval, two's complement."""
 
 
 class Target(enum.IntEnum):
@@ -22,8 +26,12 @@ class Target(enum.IntEnum):
     VALUE_FACTORS = 1
     KEYS = 2
     VALUES = 3
-    QUERY_FACTORS = 4
-    QUERIES = 5
+    INTERVALS = 4
+    QUERY_FACTORS = 5
+    QUERIES = 6
+    TILE_LIST = 7
+    MASK = 8
+    BIAS = 9
 
 
 class MemoryWrite(data.StructLayout):
@@ -38,31 +46,53 @@ class MemoryWrite(data.StructLayout):
     target : unsigned
         `Target`.
     row : unsigned
-        Row of a key, value or query memory.
+        Row of a key, value or query memory, or of a bias tile.
     group : unsigned
-        Group of a factor memory: the slot or the query buffer.
+        Group of a factor memory or list: the slot or the query buffer; place of a mask tile.
     word : unsigned
         Word of the row or group.
+    single : 1
+        Only one element or factor is written; `data` repeats it.
+    element : unsigned
+        Which.
     data : unsigned
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
-        widest = max(config.key_rows, config.query_lanes)
         super().__init__(
             {
                 "target": range(len(Target)),
                 "row": range(max(config.slots, QUERY_BUFFERS) * config.max_head_dim),
-                "group": range(max(config.slots, QUERY_BUFFERS)),
-                "word": range(max(config.words(2 * widest), 2)),
+                "group": range(max(config.slots, QUERY_BUFFERS, MASK_TILES)),
+                "word": range(max(*_words(config), 2)),
+                "single": 1,
+                "element": range(config.key_rows),
                 "data": config.link_bits,
             }
         )
 
 
-class PayloadWriter(wiring.Component):
-    """Walks over the memories as the words of a LOAD's or an ATTEND's payload come in.
+def _words(config: AcceleratorConfig) -> list[int]:
+    """Link words of a row of each target; of the longest list of tiles."""
+    rows, lanes = config.key_rows, config.query_lanes
+    return [
+        config.words(2 * rows),
+        config.words(2 * rows),
+        config.words(rows),
+        config.words(rows),
+        interval_words(config),
+        config.words(2 * lanes),
+        config.words(lanes),
+        config.words(2 * config.slots),
+        mask_tile_words(config),
+        config.words(2 * lanes),
+    ]
 
-    A word every clock; its write is one clock later.
+
+class PayloadWriter(wiring.Component):
+    """Walks over the memories as the words of a payload come in.
+
+    A word every clock, of a single key a byte; its write is one clock later.
 
     Parameters
     ----------
@@ -71,17 +101,30 @@ class PayloadWriter(wiring.Component):
     Members
     -------
     start : In(1)
-        Strobe: a payload begins; the following four are beside it.
-    queries : In(1)
-        The payload is a query tile, and not key tiles.
+        Strobe: a payload begins; the following are beside it, those from `present` on hold during
+        the payload.
     group, base : In
         First slot or query buffer, and the row where it starts.
-    last_tile, last_dim, last_value_dim : In
-        Tiles and head dimensions, each less one; they hold during the payload.
-    take, data : In
-        Strobe: a word; and the word.
-    end : Out(1)
-        The word at hand is the payload's last.
+    last_tile : In
+        Tiles of keys, or of masks, less one.
+    present : In
+        The targets of this payload, one bit each.
+    single, element : In
+        The payload is a single key, and its place in the tile.
+    last_dim, last_value_dim : In
+        Head dimensions, each less one.
+    last_list_word : In
+        Words of the tile list, less one.
+    mask_place : In
+        Where the mask tile at hand goes.
+    target : Out
+        Of the word at hand.
+    step, data : In
+        Strobe: a word is at hand; and the word.
+    take : Out(1)
+        The step is the word's last.
+    mask_end, job_end, end : Out(1)
+        The word at hand is the last of a mask tile, of all but mask tiles, of the payload.
     write_valid, write : Out
         Strobe and `MemoryWrite`.
     """
@@ -93,14 +136,22 @@ class PayloadWriter(wiring.Component):
         super().__init__(
             {
                 "start": In(1),
-                "queries": In(1),
                 "group": In(layout["group"].shape),
                 "base": In(layout["row"].shape),
                 "last_tile": In(range(config.slots)),
+                "present": In(len(Target)),
+                "single": In(1),
+                "element": In(range(config.key_rows)),
                 "last_dim": In(dims),
                 "last_value_dim": In(dims),
-                "take": In(1),
+                "last_list_word": In(layout["word"].shape),
+                "mask_place": In(range(MASK_TILES)),
+                "target": Out(Target),
+                "step": In(1),
                 "data": In(config.link_bits),
+                "take": Out(1),
+                "mask_end": Out(1),
+                "job_end": Out(1),
                 "end": Out(1),
                 "write_valid": Out(1),
                 "write": Out(layout),
@@ -109,65 +160,103 @@ class PayloadWriter(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        config = self._config
-        rows, lanes = config.key_rows, config.query_lanes
-        target, row = Signal(Target), Signal(range(config.max_head_dim))
-        word, group = Signal.like(self.write.word), Signal.like(self.group)
-        base, tiles_left = Signal.like(self.base), Signal.like(self.last_tile)
+        config, target = self._config, self.target
+        row = Signal(range(max(config.max_head_dim, config.key_rows)))
+        word = Signal.like(self.write.word)
+        group, base = Signal.like(self.group), Signal.like(self.base)
+        tiles_left = Signal.like(self.last_tile)
+        following, is_last = self._following(m, target)
+        last_word, last_row = self._geometry(target)
 
-        key_words, lane_words = config.words(rows) - 1, config.words(lanes) - 1
-        last_words = Array(
-            Const(words, len(word))
-            for words in (
-                config.words(2 * rows) - 1,
-                config.words(2 * rows) - 1,
-                key_words,
-                key_words,
-                config.words(2 * lanes) - 1,
-                lane_words,
-            )
-        )
-        no_rows = Const(0, len(row))
-        dim, value_dim = self.last_dim, self.last_value_dim
-        last_rows = Array([no_rows, no_rows, dim, value_dim, no_rows, dim])
-
+        elements_per_word = config.link_bits // ELEMENT_BITS
+        in_word = row[: (elements_per_word - 1).bit_length()]
+        by_element = self.single & ((target == Target.KEYS) | (target == Target.VALUES))
         row_end, target_end, tile_end = Signal(), Signal(), Signal()
-        tile_last = Mux(self.queries, Target.QUERIES, Target.VALUES)
         m.d.comb += [
-            row_end.eq(word == last_words[target]),
-            target_end.eq(row_end & (row == last_rows[target])),
-            tile_end.eq(target_end & (target == tile_last)),
+            row_end.eq(self.single | (word == last_word)),
+            target_end.eq(row_end & (row == last_row)),
+            tile_end.eq(target_end & is_last),
+            self.take.eq(~by_element | target_end | (in_word == elements_per_word - 1)),
+            self.mask_end.eq(tile_end & (target >= Target.MASK)),
+            self.job_end.eq(
+                target_end & (target < Target.MASK) & (is_last | (following >= Target.MASK))
+            ),
             self.end.eq(tile_end & (tiles_left == 0)),
         ]
-        with m.If(self.take):
+        first = self._first(m, self.present)
+        first_mask = Mux(self.present[Target.MASK], Target.MASK, Target.BIAS)
+        with m.If(self.step):
             m.d.sync += word.eq(Mux(row_end, 0, word + 1))
             with m.If(row_end):
                 m.d.sync += row.eq(Mux(target_end, 0, row + 1))
             with m.If(target_end):
-                m.d.sync += target.eq(target + 1)
+                m.d.sync += target.eq(following)
             with m.If(tile_end):
                 m.d.sync += [
-                    target.eq(Target.KEY_FACTORS),
+                    target.eq(Mux(self.present[Target.KEYS], Target.KEY_FACTORS, first_mask)),
                     group.eq(group + 1),
                     base.eq(base + config.max_head_dim),
                     tiles_left.eq(tiles_left - 1),
                 ]
         with m.If(self.start):
             m.d.sync += [
-                target.eq(Mux(self.queries, Target.QUERY_FACTORS, Target.KEY_FACTORS)),
-                row.eq(0),
-                word.eq(0),
+                *(target.eq(first), row.eq(0), word.eq(0)),
                 group.eq(self.group),
                 base.eq(self.base),
-                tiles_left.eq(Mux(self.queries, 0, self.last_tile)),
+                tiles_left.eq(self.last_tile),
             ]
 
+        is_mask = target >= Target.MASK
         m.d.sync += [
-            self.write_valid.eq(self.take),
+            self.write_valid.eq(self.step),
             self.write.target.eq(target),
-            self.write.row.eq(base + row),
-            self.write.group.eq(group),
-            self.write.word.eq(word),
-            self.write.data.eq(self.data),
+            self.write.row.eq(Mux(is_mask, 0, base) + row),
+            self.write.group.eq(Mux(is_mask, self.mask_place, group)),
+            self.write.word.eq(Mux(self.single, self._single_word(by_element), word)),
+            self.write.single.eq(self.single),
+            self.write.element.eq(self.element),
+            self.write.data.eq(self._data(by_element, in_word)),
         ]
         return m
+
+    def _first(self, m: Module, present: Value) -> Signal:
+        """The lowest of some targets."""
+        first = Signal(Target)
+        for candidate in reversed(Target):
+            with m.If(present[candidate]):
+                m.d.comb += first.eq(candidate)
+        return first
+
+    def _following(self, m: Module, target: Value) -> tuple[Signal, Value]:
+        """The target after this one, and whether there is none."""
+        later = Signal(len(Target))
+        for candidate in Target:
+            m.d.comb += later[candidate].eq(self.present[candidate] & (target < candidate))
+        return self._first(m, later), later == 0
+
+    def _geometry(self, target: Value) -> tuple[Value, Value]:
+        """Words of a row and rows of a target, each less one."""
+        config = self._config
+        words: list = [Const(count - 1) for count in _words(config)]
+        words[Target.TILE_LIST] = self.last_list_word
+        rows: list = [Const(0)] * len(Target)
+        rows[Target.KEYS] = rows[Target.QUERIES] = self.last_dim
+        rows[Target.VALUES] = self.last_value_dim
+        rows[Target.BIAS] = Const(config.key_rows - 1)
+        return Array(words)[target], Array(rows)[target]
+
+    def _single_word(self, by_element: Value) -> Value:
+        """The word of a single element or factor."""
+        bits = self._config.link_bits
+        element_shift = (bits // ELEMENT_BITS - 1).bit_length()
+        factor_shift = (bits // FACTOR_BITS - 1).bit_length()
+        return Mux(by_element, self.element >> element_shift, self.element >> factor_shift)
+
+    def _data(self, by_element: Value, in_word: Value) -> Value:
+        """The word, or copies of the one element or factor of it."""
+        bits = self._config.link_bits
+        count = bits // ELEMENT_BITS
+        elements = Array(self.data.word_select(i, ELEMENT_BITS) for i in range(count))
+        factor = self.data[:FACTOR_BITS].replicate(bits // FACTOR_BITS)
+        element = Cat(elements[in_word]).replicate(count)
+        return Mux(self.single, Mux(by_element, element, factor), self.data)

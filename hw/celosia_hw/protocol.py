@@ -7,13 +7,16 @@ carries ``last``. Numbers are little-endian. Commands have a header of 16 bytes,
     IDENTIFY                                          -> IDENTITY   configuration
     COUNTERS   flags                                  -> STATISTICS counters
     LOAD       slot, tiles, head dims, key tiles      (no reply)
+    APPEND     slot, key, head dims, one key          (no reply)
     ATTEND     slot, tiles, ..., one query tile       -> RESULT     one result tile
     anything malformed                                -> ERROR      code
 
 A key tile is R key factors, R value factors (uint16), then for each t below the head dimension a
 row of R bytes ``K[0..R-1, t]``, and for each t below the value dimension a row ``V[0..R-1, t]``;
 a query tile is C query factors and rows ``Q[0..C-1, t]``; a result tile is rows of C int16
-``O[0..C-1, t]``. Each row, and each group of factors, is padded to whole link words.
+``O[0..C-1, t]``. An ATTEND with ``extended`` has 16 bytes more header, `EXTENSION_FIELDS`, and
+what that announces: key intervals before the queries and, after them, the list of key tiles and
+mask bits and biases for each of these.
 """
 
 from __future__ import annotations
@@ -24,13 +27,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .arithmetic import ANCHOR_BITS, SLOPE_BITS
 from .config import AcceleratorConfig
 
 __all__ = [
+    "APPEND_FIELDS",
     "ATTEND_FIELDS",
     "COMMAND_BYTES",
     "COUNTERS_FIELDS",
     "COUNTER_NAMES",
+    "EXTENSION_FIELDS",
     "IDENTITY_FIELDS",
     "LOAD_FIELDS",
     "PROTOCOL_VERSION",
@@ -41,17 +47,22 @@ __all__ = [
     "Opcode",
     "ProtocolError",
     "Reply",
+    "appended_key_words",
+    "bias_tile_words",
     "decode_header",
     "encode_header",
     "identity_payload",
+    "interval_words",
     "key_tile_words",
+    "mask_tile_words",
     "parse_identity",
     "parse_statistics",
     "query_tile_words",
     "result_tile_words",
+    "tile_list_words",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 COMMAND_BYTES = 16
 """Bytes of a command's header, before padding to whole link words."""
@@ -70,6 +81,7 @@ class Opcode(enum.IntEnum):
     COUNTERS = 2
     LOAD = 3
     ATTEND = 4
+    APPEND = 5
 
 
 class Reply(enum.IntEnum):
@@ -99,6 +111,7 @@ class ErrorCode(enum.IntEnum):
 _COMMON = {"opcode": 8, "tag": 8}
 COUNTERS_FIELDS = {**_COMMON, "clear": 1}
 LOAD_FIELDS = {**_COMMON, "slot": 16, "tiles": 16, "last_dim": 8, "last_value_dim": 8}
+APPEND_FIELDS = {**_COMMON, "slot": 16, "key": 16, "last_dim": 8, "last_value_dim": 8}
 ATTEND_FIELDS = {
     **LOAD_FIELDS,
     "score_shift": 6,
@@ -107,18 +120,34 @@ ATTEND_FIELDS = {
     "high_step": 1,
     "load_state": 1,
     "store_state": 1,
-    "reserved": 2,
+    "extended": 1,
+    "reserved": 1,
     "low": 16,
     "high": 16,
     "limit": 16,
 }
 """An ATTEND's fields. Keys count from the first key of `slot`. Lane c may attend to the keys from
-``low + c * low_step`` up to, not including, ``min(high + c * high_step, limit)``.
-`last_dim` and `last_value_dim` are the head dimensions less one. `load_state` and `store_state`
-are reserved and must be zero."""
+``low + c * low_step`` up to, not including, ``min(high + c * high_step, limit)``. `last_dim` and
+`last_value_dim` are the head dimensions less one. `load_state` and `store_state` are reserved and
+must be zero."""
+EXTENSION_FIELDS = {
+    "listed": 16,
+    "slope": SLOPE_BITS,
+    "slope_shift": 5,
+    "bias_shift": 3,
+    "anchor": ANCHOR_BITS,
+    "intervals": 1,
+    "mask": 1,
+    "bias": 1,
+    "extension_reserved": 61,
+}
+"""The second half of an extended ATTEND's header. `listed`: length of the list of key tiles after
+the first; 0 if they are consecutive. `slope`, `slope_shift`, `anchor`: linear bias. `intervals`:
+the payload brings the interval of each lane, in place of the rule. `mask`, `bias`: it brings mask
+bits and biases for each key tile."""
 REPLY_FIELDS = {"opcode": 8, "tag": 8, "code": 8, "last_value_dim": 8}
 
-SIGNED_FIELDS = frozenset({"low", "high"})
+SIGNED_FIELDS = frozenset({"low", "high", "anchor"})
 
 IDENTITY_FIELDS = (
     "protocol_version",
@@ -219,6 +248,11 @@ def key_tile_words(config: AcceleratorConfig, head_dim: int, value_dim: int) -> 
     return 2 * config.words(2 * rows) + (head_dim + value_dim) * config.words(rows)
 
 
+def appended_key_words(config: AcceleratorConfig, head_dim: int, value_dim: int) -> int:
+    """Link words of the key of an APPEND: two factors, K and V, each padded to whole words."""
+    return 2 + config.words(head_dim) + config.words(value_dim)
+
+
 def query_tile_words(config: AcceleratorConfig, head_dim: int) -> int:
     """Link words of the query tile of an ATTEND."""
     lanes = config.query_lanes
@@ -228,3 +262,23 @@ def query_tile_words(config: AcceleratorConfig, head_dim: int) -> int:
 def result_tile_words(config: AcceleratorConfig, value_dim: int) -> int:
     """Link words of the result tile of a RESULT."""
     return value_dim * config.words(2 * config.query_lanes)
+
+
+def mask_tile_words(config: AcceleratorConfig) -> int:
+    """Link words of the mask bits of a key tile: `AcceleratorConfig.mask_keys` keys in a word."""
+    return -(-config.key_rows // config.mask_keys)
+
+
+def bias_tile_words(config: AcceleratorConfig) -> int:
+    """Link words of the biases of a key tile: for each key a row of C int16."""
+    return config.key_rows * config.words(2 * config.query_lanes)
+
+
+def interval_words(config: AcceleratorConfig) -> int:
+    """Link words of the intervals of a query tile: two int16 for each lane."""
+    return config.words(4 * config.query_lanes)
+
+
+def tile_list_words(config: AcceleratorConfig, listed: int) -> int:
+    """Link words of a list of key tiles: uint16 offsets from the first."""
+    return config.words(2 * listed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -17,7 +17,7 @@ class RowMemory(wiring.Component):
     """Block RAM of rows of int8 elements, written a link word at a time.
 
     Read latency two clocks, a row every clock. A row that is wider than the link is kept in
-    several memories, one per word of the row.
+    several memories, one per word of the row. A single element of a row can be written.
 
     Parameters
     ----------
@@ -31,6 +31,8 @@ class RowMemory(wiring.Component):
     -------
     write, write_row, write_word, write_data : In
         Write strobe, the row, the word of the row, and the link word.
+    write_single, write_element : In
+        Write only this element of the row, from its place in the word.
     read_row : In
     row : Out
     """
@@ -45,6 +47,8 @@ class RowMemory(wiring.Component):
                 "write_row": In(range(depth)),
                 "write_word": In(range(max(config.words(elements), 2))),
                 "write_data": In(config.link_bits),
+                "write_single": In(1),
+                "write_element": In(range(elements)),
                 "read_row": In(range(depth)),
                 "row": Out(data.ArrayLayout(signed(ELEMENT_BITS), elements)),
             }
@@ -57,11 +61,18 @@ class RowMemory(wiring.Component):
             bits = min(link, width - start)
             storage = memory.Memory(shape=bits, depth=self._depth, init=[])
             m.submodules[f"word_{word}"] = storage
-            write, read = storage.write_port(), storage.read_port()
+            write = storage.write_port(granularity=ELEMENT_BITS)
+            read = storage.read_port()
+            first = start // ELEMENT_BITS
+            chosen = Cat(
+                ~self.write_single | (self.write_element == first + element)
+                for element in range(bits // ELEMENT_BITS)
+            )
+            here = self.write & (self.write_word == word)
             m.d.comb += [
                 write.addr.eq(self.write_row),
                 write.data.eq(self.write_data),
-                write.en.eq(self.write & (self.write_word == word)),
+                write.en.eq(Mux(here, chosen, 0)),
                 read.addr.eq(self.read_row),
             ]
             m.d.sync += self.row.as_value()[start : start + bits].eq(read.data)
@@ -69,68 +80,84 @@ class RowMemory(wiring.Component):
 
 
 class FactorMemory(wiring.Component):
-    """Groups of factors, kept as link words and read one factor a clock.
+    """Groups of numbers, kept as words and read one number a clock.
 
-    Latency two clocks from `start` to the first factor of the group; throughput one factor a
-    clock, also from group to group. There is no back-pressure.
+    Latency two clocks from `start` to the first number of the group; throughput one a clock, also
+    from group to group. There is no back-pressure. A single number of a group can be written.
 
     Parameters
     ----------
     config : AcceleratorConfig
     factors : int
-        Factors of a group.
+        Numbers of a group.
     groups : int
+    bits : int
+        Of a number: a power of two.
+    word_bits : int, optional
+        Bits of a word: a multiple of `bits`. A link word if absent.
 
     Members
     -------
     write, write_group, write_word, write_data : In
-        Write strobe, the group, the word of the group, and the link word.
+        Write strobe, the group, the word of the group, and the word.
+    write_single, write_element : In
+        Write only this number of the group, from its place in the word.
     start, group : In
         Read a group; no sooner than `factors` clocks after the last.
     factor : Out
     """
 
-    def __init__(self, config: AcceleratorConfig, factors: int, groups: int) -> None:
-        self._config = config
-        self._factors = factors
+    def __init__(
+        self,
+        config: AcceleratorConfig,
+        factors: int,
+        groups: int,
+        bits: int = FACTOR_BITS,
+        word_bits: int | None = None,
+    ) -> None:
+        self._bits = bits
+        self._word_bits = config.link_bits if word_bits is None else word_bits
         self._groups = groups
-        self._words = config.words(factors * FACTOR_BITS // 8)
+        self._words = -(-factors * bits // self._word_bits)
         super().__init__(
             {
                 "write": In(1),
                 "write_group": In(range(groups)),
                 "write_word": In(range(max(self._words, 2))),
-                "write_data": In(config.link_bits),
+                "write_data": In(self._word_bits),
+                "write_single": In(1),
+                "write_element": In(range(factors)),
                 "start": In(1),
                 "group": In(range(groups)),
-                "factor": Out(FACTOR_BITS),
+                "factor": Out(bits),
             }
         )
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        words, per_word = self._words, self._config.link_bits // FACTOR_BITS
-        storage = memory.Memory(shape=self._config.link_bits, depth=self._groups * words, init=[])
+        words, bits, per_word = self._words, self._bits, self._word_bits // self._bits
+        storage = memory.Memory(shape=self._word_bits, depth=self._groups * words, init=[])
         m.submodules.storage = storage
-        write, read = storage.write_port(), storage.read_port()
+        write, read = storage.write_port(granularity=bits), storage.read_port()
+        place = self.write_element % per_word
+        chosen = Cat(~self.write_single | (place == i) for i in range(per_word))
         m.d.comb += [
             write.addr.eq(self.write_group * words + self.write_word),
             write.data.eq(self.write_data),
-            write.en.eq(self.write),
+            write.en.eq(Mux(self.write, chosen, 0)),
         ]
 
         # The event reads the first word at once; afterwards the address runs one factor ahead.
-        lane = Signal(range(per_word))
+        lane = Signal(range(max(per_word, 2)))
         address = Signal.like(read.addr)
         m.d.comb += read.addr.eq(Mux(self.start, self.group * words, address))
         with m.If(self.start):
             next_lane = 1 % per_word
             m.d.sync += [lane.eq(next_lane), address.eq(read.addr + (next_lane == 0))]
         with m.Else():
-            m.d.sync += lane.eq(lane + 1)
-            with m.If(lane == per_word - 1):
-                m.d.sync += address.eq(address + 1)
+            wrap = lane == per_word - 1
+            m.d.sync += [lane.eq(Mux(wrap, 0, lane + 1)), address.eq(address + wrap)]
         select = delayed(m, Mux(self.start, 0, lane), 1, "select")
-        values = Array(read.data.word_select(i, FACTOR_BITS) for i in range(per_word))
+        values = Array(read.data.word_select(i, bits) for i in range(per_word))
         m.d.sync += self.factor.eq(values[select])
         return m

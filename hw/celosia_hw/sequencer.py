@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from .arithmetic import MAX_RESULT_FRACTION
+from .arithmetic import ANCHOR_BITS, MASK_TILES, MAX_RESULT_FRACTION, SLOPE_BITS
 from .config import AcceleratorConfig
 from .softmax_lane import SHIFT_BITS
 
@@ -30,7 +30,18 @@ def _tile_members(config: AcceleratorConfig) -> dict:
         "limit": 16,
         "banks": config.key_banks,
         "query_buffer": 1,
+        "intervals": 1,
+        "mask": 1,
+        "bias": 1,
+        "bias_shift": 3,
+        "slope": SLOPE_BITS,
+        "slope_shift": 5,
+        "anchor": signed(ANCHOR_BITS),
     }
+
+
+def _is_masked(job: data.View) -> Value:
+    return job.mask | job.bias
 
 
 class QueryJob(data.StructLayout):
@@ -48,9 +59,13 @@ class QueryJob(data.StructLayout):
         Key tiles, head dimensions and clocks per key tile, each less one.
     banks : unsigned
         Key banks that are read, one bit each.
+    is_listed : 1
+        Whether the key tiles after the first are listed.
     query_buffer : 1
     tag, score_shift, result_fraction, low_step, high_step, low, high, limit
         As in `protocol.ATTEND_FIELDS`.
+    intervals, mask, bias, bias_shift, slope, slope_shift, anchor
+        As in `protocol.EXTENSION_FIELDS`.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -58,6 +73,7 @@ class QueryJob(data.StructLayout):
             {
                 **_tile_members(config),
                 "last_tile": range(config.slots),
+                "is_listed": 1,
                 "last_dim": range(config.max_head_dim),
                 "last_clock": range(config.pitch(config.max_head_dim, config.max_head_dim)),
             }
@@ -98,10 +114,10 @@ class Sequencer(wiring.Component):
     """Reads the key and query rows of one tile after the other.
 
     A query tile starts when it has arrived and a bank of accumulators is free (credit), so that
-    nothing behind it ever waits. Throughput: a key tile every `AcceleratorConfig.pitch` clocks,
-    without a gap between query tiles of the same head dimensions; two query tiles start at least
-    `query_lanes` clocks apart, and after a change of head dimensions the pipeline waits for one
-    old head dimension.
+    nothing behind it ever waits; a key tile with mask bits or biases when these have arrived.
+    Throughput: a key tile every `AcceleratorConfig.pitch` clocks, without a gap between query tiles
+    of the same head dimensions; two query tiles start at least `query_lanes` clocks apart, and
+    after a change of head dimensions the pipeline waits for one old head dimension.
 
     Parameters
     ----------
@@ -113,6 +129,10 @@ class Sequencer(wiring.Component):
         Stream of `QueryJob`.
     bank_free : In(1)
         Strobe: a bank of accumulators is handed back.
+    mask_arrived : In(1)
+        Strobe: mask bits and biases of a key tile.
+    list_start, list_group, list_advance, list_offset
+        As in `TileList`.
     key_row, query_row : Out
         Rows to read.
     row_first, row_last : Out(1)
@@ -129,11 +149,17 @@ class Sequencer(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config
+        self._masked = Signal()
         rows = config.slots * config.max_head_dim
         super().__init__(
             {
                 "job": In(stream.Signature(QueryJob(config))),
                 "bank_free": In(1),
+                "mask_arrived": In(1),
+                "list_start": Out(1),
+                "list_group": Out(1),
+                "list_advance": Out(1),
+                "list_offset": In(range(config.slots)),
                 "key_row": Out(range(rows)),
                 "query_row": Out(range(2 * config.max_head_dim)),
                 "row_first": Out(1),
@@ -159,23 +185,29 @@ class Sequencer(wiring.Component):
             for name in ("first", "slot", "base", "position")
         }
 
-        tile_end = running & (clock == job.last_clock)
+        # A key tile waits for its mask.
+        paused = Signal()
+        tile_end = running & ~paused & (clock == job.last_clock)
         query_end = tile_end & (tiles_left == 0)
-        start = self._start(m, new, job, running, query_end)
+        masks = Signal(range(MASK_TILES + 1))
+        start = self._start(m, new, job, running, query_end, masks != 0)
+        following = running & (paused | tile_end & (tiles_left != 0))
+        ready = ~_is_masked(job) | (masks != 0)
+        used = Mux(start, _is_masked(new), following & ready & _is_masked(job))
+        m.d.sync += [masks.eq(masks + self.mask_arrived - used), paused.eq(following & ~ready)]
 
-        m.d.sync += clock.eq(Mux(tile_end, 0, clock + 1))
+        next_tile = self._next_tile(m, job, own, start, tile_end)
+        m.d.sync += clock.eq(Mux(tile_end | paused, 0, clock + 1))
         with m.If(tile_end):
             m.d.sync += [
                 running.eq(~query_end),
                 tiles_left.eq(tiles_left - 1),
                 own["first"].eq(0),
-                own["slot"].eq(own["slot"] + 1),
-                own["base"].eq(own["base"] + depth),
-                own["position"].eq(own["position"] + config.key_rows),
-                self.key_row.eq(own["base"] + depth),
+                *(own[name].eq(value) for name, value in next_tile.items()),
+                self.key_row.eq(next_tile["base"]),
                 self.query_row.eq(Mux(job.query_buffer, depth, 0)),
             ]
-        with m.Else():
+        with m.Elif(~paused):
             m.d.sync += [
                 self.key_row.eq(self.key_row + 1),
                 self.query_row.eq(self.query_row + 1),
@@ -199,14 +231,38 @@ class Sequencer(wiring.Component):
         m.d.comb += [self.tile[name].eq(value) for name, value in own.items()]
         m.d.comb += [
             self.tile.last.eq(tiles_left == 0),
-            self.row_first.eq(running & (clock == 0)),
-            self.row_last.eq(running & (clock == job.last_dim)),
+            self.row_first.eq(running & ~paused & (clock == 0)),
+            self.row_last.eq(running & ~paused & (clock == job.last_dim)),
             self.tile_valid.eq(self.row_last),
             self.steps.eq(job.last_dim + job.last_value_dim + 2),
         ]
+        idle = ~running | query_end
+        m.d.comb += self.lacks_input.eq(paused | idle & (~self.job.valid | ~self._masked))
         return m
 
-    def _start(self, m: Module, new, job, running: Signal, query_end) -> Signal:
+    def _next_tile(self, m: Module, job, own: dict, start, tile_end) -> dict[str, Value]:
+        """Slot, base and position of the key tile after this one."""
+        config = self._config
+        m.d.comb += [
+            self.list_start.eq(start),
+            self.list_group.eq(self.job.payload.query_buffer),
+            self.list_advance.eq(tile_end),
+        ]
+        listed = {
+            "slot": job.slot + self.list_offset,
+            "base": job.base + self.list_offset * config.max_head_dim,
+            "position": self.list_offset * config.key_rows,
+        }
+        steps = {"slot": 1, "base": config.max_head_dim, "position": config.key_rows}
+        result = {}
+        for name, value in listed.items():
+            # The list is read long before the tile ends.
+            register = Signal(own[name].shape(), name=f"listed_{name}", reset_less=True)
+            m.d.sync += register.eq(value)
+            result[name] = Mux(job.is_listed, register, own[name] + steps[name])
+        return result
+
+    def _start(self, m: Module, new, job, running: Signal, query_end, has_mask) -> Signal:
         """Whether a query tile starts in the next clock."""
         credit = Signal(range(ACCUMULATOR_BANKS + 1), init=ACCUMULATOR_BANKS)
         start = self.started
@@ -230,9 +286,9 @@ class Sequencer(wiring.Component):
 
         idle = ~running | query_end
         m.d.comb += [
-            start.eq(self.job.valid & (credit != 0) & (gap == 0) & follows),
-            self.job.ready.eq((credit != 0) & (gap == 0) & follows),
-            self.lacks_input.eq(idle & ~self.job.valid),
+            start.eq(self.job.valid & self.job.ready),
+            self._masked.eq(~_is_masked(new) | has_mask),
+            self.job.ready.eq((credit != 0) & (gap == 0) & follows & self._masked),
             self.lacks_output.eq(idle & self.job.valid & (credit == 0)),
         ]
         return start

@@ -60,7 +60,7 @@ class LaneStep(data.StructLayout):
 
 
 class SoftmaxLane(wiring.Component):
-    """Streaming softmax of one query: scale, mask, maximum, exponential, row sum, weight.
+    """Streaming softmax of one query: scale, bias, mask, maximum, exponential, row sum, weight.
 
     Throughput: a score a clock, without a gap between tiles. Latency from a score to its weight:
     ``Timing.weight - Timing.score`` clocks, which includes waiting for the tile's maximum. The
@@ -73,6 +73,8 @@ class SoftmaxLane(wiring.Component):
     Members
     -------
     score : In
+    allowed, bias : In
+        Mask bit and bias of the key, beside ``step.position``.
     step, next_step : In, Out
         `LaneStep` of this lane, and one clock later that of the next.
     query_factor : In(16)
@@ -92,6 +94,8 @@ class SoftmaxLane(wiring.Component):
         super().__init__(
             {
                 "score": In(signed(widths.score)),
+                "allowed": In(1),
+                "bias": In(signed(widths.log_score)),
                 "step": In(LaneStep(config)),
                 "next_step": Out(LaneStep(config)),
                 "query_factor": In(FACTOR_BITS),
@@ -117,7 +121,7 @@ class SoftmaxLane(wiring.Component):
         return m
 
     def _log_score(self, m: Module) -> Signal:
-        """`arithmetic.log_score`."""
+        """`arithmetic.log_score`, `arithmetic.biased`."""
         stages = self._config.multiplier_stages
         query_factor = Signal(FACTOR_BITS, reset_less=True)
         with m.If(self.step.load_factor):
@@ -136,17 +140,22 @@ class SoftmaxLane(wiring.Component):
             m, Cat(Const(0, 1), product).as_signed(), self.step.score_shift, "shifted"
         )
         log_score = Signal(signed(self._widths.log_score), reset_less=True)
-        m.d.sync += log_score.eq(clamp(round_shift(shifted, 1), log_score.shape()))
-        return log_score
+        biased = Signal.like(log_score, name="biased")
+        m.d.sync += [
+            log_score.eq(clamp(round_shift(shifted, 1), log_score.shape())),
+            biased.eq(clamp(log_score + self.bias, biased.shape())),
+        ]
+        return biased
 
     def _allowed(self, m: Module) -> Signal:
-        """Whether the key lies in the lane's interval."""
+        """Whether the key lies in the lane's interval and is not masked."""
         low = Signal.like(self.low, name="interval_low", reset_less=True)
         high = Signal.like(self.high, name="interval_high", reset_less=True)
         with m.If(self.step.load_interval):
             m.d.sync += [low.eq(self.low), high.eq(self.high)]
         allowed = Signal(reset_less=True)
-        m.d.sync += allowed.eq((self.step.position >= low) & (self.step.position < high))
+        inside = (self.step.position >= low) & (self.step.position < high)
+        m.d.sync += allowed.eq(inside & self.allowed)
         return allowed
 
     def _maximum(self, m: Module, log_score: Signal, allowed: Signal) -> tuple[Signal, Signal]:

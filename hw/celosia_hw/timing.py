@@ -14,10 +14,12 @@ __all__ = ["Timing"]
 
 MEMORY_READ = 2
 """Clocks from an address to the row it reads: block RAM and its output register."""
+MASK_READ = 3
+"""Clocks from a mask step to its mask bit and bias in lane 0."""
 FACTOR_READ = 2
 """Clocks from a tile's event to its first factor."""
-LOG_SCORE = 3
-"""Registers of a log score after its multiplier: two of the shifter, one of the rounding."""
+LOG_SCORE = 4
+"""Registers of a log score after its multiplier: two of the shifter, rounding, bias."""
 MAXIMUM = 3
 """Clocks from a tile's last log score to its new running maximum."""
 PROBABILITY = 6
@@ -40,8 +42,11 @@ class Timing:
     key_factor, load_factor : int
         The key factor is at the lane; the clock before, the lane takes its query factor.
     score_shift, position, load_interval : int
-        The score shift and the key's position are at the lane; the clock before the position,
-        the lane takes its key interval.
+        The score shift is at the lane; the key's position, mask bit and bias are; the lane takes
+        its key interval and the state that it starts from.
+    mask, slope : int
+        The mask step of the key is at the mask memory; its distance from the anchor is known
+        one clock later.
     log_score : int
         The log score is at the maximum.
     probability : int
@@ -65,6 +70,9 @@ class Timing:
         self.score_shift = self.score + 1 + stages
         self.position = self.score_shift + LOG_SCORE - 1
         self.load_interval = self.position - 1
+        self.mask = self.position - MASK_READ
+        # Distance, product, two shifts and the saturation of a linear bias.
+        self.slope = self.mask - stages - 4
         self.log_score = self.position + 1
         self.delay_line = rows - 1 + MAXIMUM
         self.probability = self.log_score + self.delay_line + PROBABILITY

@@ -20,6 +20,7 @@ from celosia_hw.arithmetic import (
     MAX_SCORE_SHIFT,
     Exp2Table,
     Widths,
+    biased,
     gain,
     log_score,
     normalize,
@@ -137,6 +138,9 @@ def attend(
     score_shift: npt.ArrayLike,
     result_fraction: npt.ArrayLike = 8,
     *,
+    mask: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    position: npt.ArrayLike | None = None,
     state: State | None = None,
     keep: bool = False,
 ) -> Attention:
@@ -157,6 +161,12 @@ def attend(
         0 to 63.
     result_fraction : int or (rows,) int
         0 to 15.
+    mask : (rows, keys) bool, optional
+        Keys that a row may attend to, beside the interval.
+    bias : (rows, keys) int, optional
+        Added to the log scores, in units of ``2**-score_fraction_bits``.
+    position : (keys,) int, optional
+        Numbers of the keys, which `low` and `high` refer to; 0, 1, ... if absent.
     state : State, optional
         State to start from, of a run over earlier keys, whose number was a multiple of
         ``key_rows``. `low` and `high` count from the first key of this call.
@@ -173,7 +183,7 @@ def attend(
     queries, keys = _operands(
         config,
         *(query, key, value, query_factor, key_factor, value_factor),
-        *(low, high, score_shift),
+        *(low, high, score_shift, mask, bias, position),
     )
     rows, value_dim = len(queries.query), keys.value.shape[1]
     fraction = _per_row("result_fraction", result_fraction, rows, 0, MAX_RESULT_FRACTION)
@@ -196,6 +206,8 @@ class _Queries(NamedTuple):
     low: Int64
     high: Int64
     score_shift: Int64
+    mask: npt.NDArray[np.bool_]
+    bias: Int64
 
 
 class _Keys(NamedTuple):
@@ -235,6 +247,9 @@ def _operands(
     low: npt.ArrayLike,
     high: npt.ArrayLike,
     score_shift: npt.ArrayLike,
+    mask: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    position: npt.ArrayLike | None,
 ) -> tuple[_Queries, _Keys]:
     query, key = _array("query", query, np.int8, 2), _array("key", key, np.int8, 2)
     value = _array("value", value, np.int8, 2)
@@ -267,21 +282,33 @@ def _operands(
     integer = np.iinfo(np.int64)
     low = _per_row("low", low, rows, integer.min, integer.max)
     high = _per_row("high", high, rows, integer.min, integer.max)
+    numbers = np.arange(count) if position is None else _array("position", position, np.int64, 1)
+    end = int(numbers.max()) + 1
     queries = _Queries(
         query.astype(np.float32),
         query_factor.astype(np.int64),
         np.maximum(low, 0),
-        np.minimum(high, count),
+        np.minimum(high, end),
         _per_row("score_shift", score_shift, rows, 0, MAX_SCORE_SHIFT),
+        _matrix(mask, True, (rows, count), pad),
+        _matrix(bias, np.int64(0), (rows, count), pad),
     )
     keys = _Keys(
-        np.arange(count + pad),
+        np.concatenate([numbers, end + np.arange(pad)]),
         np.pad(key, ((0, pad), (0, 0))).astype(np.float32),
         np.pad(value, ((0, pad), (0, 0))).astype(np.float64),
         np.pad(key_factor, (0, pad)).astype(np.int64),
         np.pad(value_factor, (0, pad)).astype(np.int64),
     )
     return queries, keys
+
+
+def _matrix(value: Any, default: Any, shape: tuple[int, int], pad: int) -> npt.NDArray[Any]:
+    """One entry a row and key, padded to whole tiles."""
+    if value is None:
+        return np.broadcast_to(default, (shape[0], shape[1] + pad))
+    array = np.asarray(value, type(default))
+    return np.pad(np.broadcast_to(array, shape), ((0, 0), (0, pad)))
 
 
 def _run(
@@ -296,10 +323,13 @@ def _run(
         block = _Queries._make(array[rows] for array in queries)
         part = State(state.maximum[rows], state.total[rows], state.output[rows])
         begin, end = int(block.low.min(initial=count)), int(block.high.max(initial=0))
+        begin, end = np.searchsorted(keys.position, (begin, end))
         begin, end = (0, count) if keep else (begin // tile * tile, -(-end // tile) * tile)
         for start in range(begin, end, step):
-            some = _Keys._make(array[start : min(start + step, end)] for array in keys)
-            part, trace = _advance(config, block, some, part, keep)
+            columns = slice(start, min(start + step, end))
+            some = _Keys._make(array[columns] for array in keys)
+            there = block._replace(mask=block.mask[:, columns], bias=block.bias[:, columns])
+            part, trace = _advance(config, there, some, part, keep)
             traces.append(trace)
         states.append(part)
     return _join(states), _join(traces) if keep else None
@@ -335,7 +365,9 @@ def _advance(
     score = _product(queries.query, keys.key.T).astype(np.int64)
     factor = gain(queries.factor[:, None], keys.key_factor)
     z = log_score(widths, score, factor, queries.score_shift[:, None])
+    z = biased(widths, z, queries.bias)
     allowed = (keys.position >= queries.low[:, None]) & (keys.position < queries.high[:, None])
+    allowed &= queries.mask
 
     tiles = (len(z), len(keys.key) // config.key_rows, config.key_rows)
     masked = np.where(allowed, z, widths.lowest_log_score).reshape(tiles)

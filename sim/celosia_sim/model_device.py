@@ -10,24 +10,31 @@ import numpy as np
 import numpy.typing as npt
 
 from celosia_hw import VERSION
-from celosia_hw.arithmetic import RESULT_BITS
+from celosia_hw.arithmetic import BIAS_BITS, RESULT_BITS, Widths, slope_bias, tile_bias
 from celosia_hw.config import AcceleratorConfig
 from celosia_hw.protocol import (
+    APPEND_FIELDS,
     ATTEND_FIELDS,
     COMMAND_BYTES,
     COUNTER_NAMES,
     COUNTERS_FIELDS,
+    EXTENSION_FIELDS,
     LOAD_FIELDS,
     REPLY_BYTES,
     REPLY_FIELDS,
     ErrorCode,
     Opcode,
     Reply,
+    appended_key_words,
+    bias_tile_words,
     decode_header,
     encode_header,
     identity_payload,
+    interval_words,
     key_tile_words,
+    mask_tile_words,
     query_tile_words,
+    tile_list_words,
 )
 
 from .model import attend
@@ -38,11 +45,25 @@ _BATCH_LANES = 1024
 """Lanes that are gathered before the model runs."""
 
 
+@dataclass(frozen=True)
+class _Extension:
+    """What the payload of an extended ATTEND says of its lanes and key tiles."""
+
+    intervals: npt.NDArray[np.int64] | None
+    tiles: npt.NDArray[np.int64]
+    mask: npt.NDArray[np.bool_]
+    bias: npt.NDArray[np.int64]
+
+
 @dataclass
 class _Batch:
-    """Query tiles that attend to keys from the same slot on, in the order they came."""
+    """Query tiles that attend to keys from the same slot on, in the order they came.
+
+    A query tile with an extended header is alone, with what it announced.
+    """
 
     headers: list[dict[str, int]] = field(default_factory=list)
+    extension: _Extension | None = None
     factors: list[npt.NDArray[np.uint16]] = field(default_factory=list)
     queries: list[npt.NDArray[np.int8]] = field(default_factory=list)
     replies: list[int] = field(default_factory=list)
@@ -81,7 +102,7 @@ class ModelTransport:
         # Replies in order; None until the batch that an ATTEND is part of has run.
         self._replies: list[bytes | None] = []
         self._waiting = 0
-        self._batches: dict[tuple[int, int, int], _Batch] = {}
+        self._batches: dict[tuple[int, ...], _Batch] = {}
         self._counters = dict.fromkeys(COUNTER_NAMES, 0)
 
     def exchange(
@@ -155,6 +176,10 @@ class ModelTransport:
         packet = packet.ljust(config.words(len(packet)) * config.link_bytes, b"\0")
         start = config.words(COMMAND_BYTES) * config.link_bytes
         header = decode_header(ATTEND_FIELDS, packet[:COMMAND_BYTES])
+        extended = header["opcode"] == Opcode.ATTEND and header["extended"]
+        second = packet[start : start + COMMAND_BYTES] if extended else b""
+        header |= decode_header(EXTENSION_FIELDS, second)
+        start *= 1 + bool(extended)
         payload = packet[start:]
         size = self._payload_words(header) * config.link_bytes
         if len(packet) < start:
@@ -165,8 +190,11 @@ class ModelTransport:
             error = ErrorCode.BAD_FIELD
         elif len(payload) < size:
             error = ErrorCode.TRUNCATED
+            self._fill(header, payload)
         elif len(payload) > size:
             error = ErrorCode.OVERLONG
+            if header["mask"] or header["bias"]:
+                self._attend(header, payload[:size])
         else:
             error = ErrorCode.NONE
 
@@ -181,6 +209,8 @@ class ModelTransport:
                 self._counters = dict.fromkeys(COUNTER_NAMES, 0)
         elif header["opcode"] == Opcode.LOAD:
             self._load(decode_header(LOAD_FIELDS, packet[:COMMAND_BYTES]), payload)
+        elif header["opcode"] == Opcode.APPEND:
+            self._append(decode_header(APPEND_FIELDS, packet[:COMMAND_BYTES]), payload)
         else:
             self._attend(header, payload)
 
@@ -188,20 +218,54 @@ class ModelTransport:
         head_dim, value_dim = header["last_dim"] + 1, header["last_value_dim"] + 1
         if header["opcode"] == Opcode.LOAD:
             return header["tiles"] * key_tile_words(self.config, head_dim, value_dim)
+        if header["opcode"] == Opcode.APPEND:
+            return appended_key_words(self.config, head_dim, value_dim)
         if header["opcode"] == Opcode.ATTEND:
-            return query_tile_words(self.config, head_dim)
+            tiles = header["listed"] + 1 if header["listed"] else header["tiles"]
+            return self._job_words(header) + tiles * self._mask_words(header)
         return 0
 
-    def _bad_field(self, header: dict[str, int]) -> bool:
-        if header["opcode"] not in (Opcode.LOAD, Opcode.ATTEND):
-            return False
-        reserved = header["load_state"] or header["store_state"] or header["reserved"]
+    def _job_words(self, header: dict[str, int]) -> int:
+        """Words of an ATTEND's payload before its mask tiles."""
+        config = self.config
         return (
-            header["tiles"] == 0
-            or header["slot"] + header["tiles"] > self.config.slots
+            header["intervals"] * interval_words(config)
+            + query_tile_words(config, header["last_dim"] + 1)
+            + tile_list_words(config, header["listed"])
+        )
+
+    def _mask_words(self, header: dict[str, int]) -> int:
+        """Words of a mask tile of an ATTEND."""
+        mask, bias = mask_tile_words(self.config), bias_tile_words(self.config)
+        return header["mask"] * mask + header["bias"] * bias
+
+    def _fill(self, header: dict[str, int], payload: bytes) -> None:
+        """Attend all the same where only mask tiles are missing: zeros take their place."""
+        link = self.config.link_bytes
+        streamed = header["opcode"] == Opcode.ATTEND and (header["mask"] or header["bias"])
+        if streamed and len(payload) > self._job_words(header) * link:
+            self._attend(header, payload.ljust(self._payload_words(header) * link, b"\0"))
+
+    def _bad_field(self, header: dict[str, int]) -> bool:
+        if header["opcode"] not in (Opcode.LOAD, Opcode.ATTEND, Opcode.APPEND):
+            return False
+        reserved = (
+            header["load_state"]
+            or header["store_state"]
+            or header["reserved"]
+            or header["extension_reserved"]
+            or header["listed"] >= max(header["tiles"], 1)
+        )
+        if header["opcode"] == Opcode.APPEND:  # `tiles` is where it has its key
+            out_of_range, tiles = header["tiles"] >= self.config.key_rows, 1
+        else:
+            out_of_range, tiles = header["tiles"] == 0, header["tiles"]
+        return (
+            out_of_range
+            or header["slot"] + tiles > self.config.slots
             or header["last_dim"] >= self.config.max_head_dim
             or header["last_value_dim"] >= self.config.max_head_dim
-            or (header["opcode"] == Opcode.ATTEND and reserved != 0)
+            or (header["opcode"] == Opcode.ATTEND and bool(reserved))
         )
 
     def _reply(
@@ -230,9 +294,7 @@ class ModelTransport:
 
     def _load(self, header: dict[str, int], payload: bytes) -> None:
         slots = slice(header["slot"], header["slot"] + header["tiles"])
-        for key, batch in list(self._batches.items()):
-            if key[0] < slots.stop and slots.start < batch.end:
-                self._flush(key)
+        self._flush_readers(slots)
         head_dim, value_dim = header["last_dim"] + 1, header["last_value_dim"] + 1
         rows = self.config.key_rows
         data = np.frombuffer(payload, np.uint8).reshape(header["tiles"], -1)
@@ -245,26 +307,87 @@ class ModelTransport:
         self._keys[slots, :head_dim] = keys
         self._values[slots, :value_dim] = values
 
+    def _append(self, header: dict[str, int], payload: bytes) -> None:
+        slot, key = header["slot"], header["key"]
+        self._flush_readers(slice(slot, slot + 1))
+        head_dim, value_dim = header["last_dim"] + 1, header["last_value_dim"] + 1
+        data = np.frombuffer(payload, np.uint8)
+        key_factor, data = self._rows(data, 1, 1, "<u2")
+        value_factor, data = self._rows(data, 1, 1, "<u2")
+        keys, data = self._rows(data, 1, head_dim, np.int8)
+        values, data = self._rows(data, 1, value_dim, np.int8)
+        self._key_factors[slot, key] = key_factor[0, 0]
+        self._value_factors[slot, key] = value_factor[0, 0]
+        self._keys[slot, :head_dim, key] = keys[0]
+        self._values[slot, :value_dim, key] = values[0]
+
+    def _flush_readers(self, slots: slice) -> None:
+        """Run the batches that read slots which are about to be written."""
+        for key, batch in list(self._batches.items()):
+            if key[0] < slots.stop and slots.start < batch.end:
+                self._flush(key)
+
     def _attend(self, header: dict[str, int], payload: bytes) -> None:
         head_dim, value_dim = header["last_dim"] + 1, header["last_value_dim"] + 1
         data = np.frombuffer(payload, np.uint8)
+        intervals = None
+        if header["intervals"]:
+            intervals, data = self._rows(data, 1, 2 * self.config.query_lanes, "<i2")
         factors, data = self._rows(data, 1, self.config.query_lanes, "<u2")
         queries, data = self._rows(data, head_dim, self.config.query_lanes, np.int8)
-        key = (header["slot"], head_dim, value_dim)
-        batch = self._batches.setdefault(key, _Batch())
+        key: tuple[int, ...] = (header["slot"], head_dim, value_dim)
+        extension = None
+        if header["extended"]:
+            key = (*key, len(self._replies))
+            extension = self._extension(header, intervals, data)
+        batch = self._batches.setdefault(key, _Batch(extension=extension))
         batch.headers.append(header)
         batch.factors.append(factors[0])
         batch.queries.append(queries.T)
         batch.replies.append(len(self._replies))
         self._replies.append(None)
         self._waiting += 1
-        self._counters["array_steps"] += header["tiles"] * (head_dim + value_dim)
-        if len(batch.headers) * self.config.query_lanes >= _BATCH_LANES:
+        tiles = header["tiles"] if extension is None else len(extension.tiles)
+        self._counters["array_steps"] += tiles * (head_dim + value_dim)
+        if extension is not None or len(batch.headers) * self.config.query_lanes >= _BATCH_LANES:
             self._flush(key)
 
-    def _flush(self, key: tuple[int, int, int]) -> None:
+    def _extension(
+        self,
+        header: dict[str, int],
+        intervals: npt.NDArray | None,
+        data: npt.NDArray[np.uint8],
+    ) -> _Extension:
+        """The list of key tiles, mask bits and biases of an ATTEND."""
+        config, listed = self.config, header["listed"]
+        tiles = np.arange(header["tiles"])
+        if listed:
+            offsets, data = self._rows(data, 1, listed, "<u2")
+            tiles = np.concatenate([[0], offsets[0].astype(np.int64)])
+        count = len(tiles)
+        lanes, rows, link = config.query_lanes, config.key_rows, config.link_bytes
+        data = data[: count * self._mask_words(header) * link].reshape(count, -1)
+        mask = np.ones((count * rows, lanes), bool)
+        if header["mask"]:
+            words = mask_tile_words(config)
+            bits = np.unpackbits(data[:, : words * link], axis=1, bitorder="little")
+            bits = bits.reshape(count * words, -1)[:, : config.mask_keys * lanes]
+            mask = bits.reshape(count, -1, lanes)[:, :rows].reshape(-1, lanes).astype(bool)
+            data = data[:, words * link :]
+        position = (tiles[:, None] * rows + np.arange(rows)).ravel()
+        distance = position - header["anchor"]
+        slope = slope_bias(Widths(config), header["slope"], distance, header["slope_shift"])
+        bias = np.repeat(slope[:, None], lanes, axis=1)
+        if header["bias"]:
+            biases, _ = self._rows(data, rows, lanes, f"<i{BIAS_BITS // 8}")
+            numbers = biases.reshape(-1, lanes).astype(np.int64)
+            bias = tile_bias(Widths(config), numbers, header["bias_shift"])
+        limits = None if intervals is None else intervals.reshape(-1, 2).astype(np.int64)
+        return _Extension(limits, tiles, mask.T, bias.T)
+
+    def _flush(self, key: tuple[int, ...]) -> None:
         """Run a batch and fill its replies in."""
-        slot, head_dim, value_dim = key
+        slot, head_dim, value_dim = key[:3]
         config, batch = self.config, self._batches.pop(key)
         fields = {
             name: np.array([header[name] for header in batch.headers])[:, None]
@@ -274,23 +397,32 @@ class ModelTransport:
         low = fields["low"] + lane * fields["low_step"]
         high = np.minimum(fields["high"] + lane * fields["high_step"], fields["limit"])
         high = np.minimum(high, fields["tiles"] * config.key_rows)
+        extension, more = batch.extension, {}
+        read = slot + np.arange(batch.end - slot)
+        if extension is not None:
+            read = slot + extension.tiles
+            if extension.intervals is not None:
+                low, high = extension.intervals.T
+            rows = np.arange(config.key_rows)
+            position = (extension.tiles[:, None] * config.key_rows + rows).ravel()
+            more = {"mask": extension.mask, "bias": extension.bias, "position": position}
         shift, fraction = (
             np.repeat(fields[name].ravel(), config.query_lanes)
             for name in ("score_shift", "result_fraction")
         )
-        slots = slice(slot, batch.end)
         result = attend(
             config,
             np.concatenate(batch.queries),
-            self._keys[slots, :head_dim].swapaxes(1, 2).reshape(-1, head_dim),
-            self._values[slots, :value_dim].swapaxes(1, 2).reshape(-1, value_dim),
+            self._keys[read, :head_dim].swapaxes(1, 2).reshape(-1, head_dim),
+            self._values[read, :value_dim].swapaxes(1, 2).reshape(-1, value_dim),
             np.concatenate(batch.factors),
-            self._key_factors[slots].ravel(),
-            self._value_factors[slots].ravel(),
+            self._key_factors[read].ravel(),
+            self._value_factors[read].ravel(),
             low.ravel(),
             high.ravel(),
             shift,
             fraction,
+            **more,
         ).result
         row_bytes = RESULT_BITS // 8 * config.query_lanes
         pad = config.words(row_bytes) * config.link_bytes - row_bytes

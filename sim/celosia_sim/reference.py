@@ -15,6 +15,7 @@ def attention(
     *,
     scale: float | None = None,
     mask: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
     low: npt.ArrayLike | None = None,
     high: npt.ArrayLike | None = None,
     dtype: npt.DTypeLike = np.float64,
@@ -31,6 +32,8 @@ def attention(
         ``1 / sqrt(head_dim)`` if absent.
     mask : (..., rows, keys) bool, optional
         True where a row may attend to a key.
+    bias : (..., rows, keys), optional
+        Added to the scaled scores.
     low, high : (..., rows) int, optional
         Further restrict a row to the keys from `low` up to, not including, `high`.
     dtype : dtype
@@ -45,6 +48,8 @@ def attention(
     if scale is None:
         scale = query.shape[-1] ** -0.5
     scores = query @ np.swapaxes(key, -1, -2) * np.asarray(scale, dtype)
+    if bias is not None:
+        scores = scores + np.asarray(bias, dtype)
     position = np.arange(key.shape[-2])
     allowed = np.asarray(True if mask is None else mask, bool)
     if low is not None:

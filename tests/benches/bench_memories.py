@@ -39,7 +39,7 @@ class Waves:
 
 async def check_rows(dut: Any, component: str, elements: int, depth: int) -> None:
     rng = generator(component)
-    waves = Waves("write write_row write_word write_data read_row")
+    waves = Waves("write write_row write_word write_data write_single write_element read_row")
     contents = np.zeros((depth, elements), np.int8)
     clock = 0
 
@@ -57,6 +57,15 @@ async def check_rows(dut: Any, component: str, elements: int, depth: int) -> Non
         waves.put(clock, read_row=int(row))
         expected[clock + READ_LATENCY] = contents[row].copy()
         clock += 1
+    for _ in range(100):  # one element of a row
+        row, element = int(rng.integers(depth)), int(rng.integers(elements))
+        value = int(rng.integers(-128, 128))
+        contents[row, element] = value
+        waves.put(clock, write=1, write_row=row, write_single=1, write_element=element)
+        waves.put(clock, write_word=element // LINK, write_data=join([value] * LINK, 8))
+        waves.put(clock + 1, read_row=row)
+        expected[clock + 1 + READ_LATENCY] = contents[row].copy()
+        clock += 2
     for _ in range(200):  # a row is read while another is written
         row, other = (int(r) for r in rng.choice(depth, 2, replace=False))
         waves.put(clock, read_row=other)
@@ -85,13 +94,19 @@ async def query_memory(dut: Any) -> None:
 
 async def check_factors(dut: Any, component: str, factors: int, groups: int) -> None:
     rng = generator(component)
-    waves = Waves("write write_group write_word write_data start group")
+    waves = Waves("write write_group write_word write_data write_single write_element start group")
     contents = rng.integers(0, 65536, (groups, factors)).astype("<u2")
     clock = 0
     for group in rng.permutation(groups):
         for number, word in enumerate(link_words(contents[group].tobytes())):
             waves.put(clock, write=1, write_group=int(group), write_word=number, write_data=word)
             clock += 1
+    for _ in range(50):  # one factor of a group
+        group, element = int(rng.integers(groups)), int(rng.integers(factors))
+        contents[group, element] = value = int(rng.integers(65536))
+        waves.put(clock, write=1, write_group=group, write_single=1, write_element=element)
+        waves.put(clock, write_word=2 * element // LINK, write_data=join([value] * (LINK // 2), 16))
+        clock += 1
     expected = {}
     for number in range(100):
         group = int(rng.integers(groups))
@@ -119,7 +134,7 @@ async def query_factors(dut: Any) -> None:
 async def a_word_is_its_bytes_in_order(dut: Any) -> None:
     """The order of bytes, from the wire protocol and not from the memory's own slicing."""
     row = list(range(1, CONFIG.key_rows + 1))
-    waves = Waves("write write_row write_word write_data read_row")
+    waves = Waves("write write_row write_word write_data write_single write_element read_row")
     for number, start in enumerate(range(0, len(row), LINK)):
         word = join(row[start : start + LINK], 8)
         waves.put(number, write=1, write_word=number, write_data=word)

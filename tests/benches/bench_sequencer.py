@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import cocotb
@@ -13,7 +14,7 @@ from celosia_hw.sequencer import QueryJob, TileRecord
 CONFIG = configuration()
 DEPTH = CONFIG.max_head_dim
 JOB, TILE = QueryJob(CONFIG), TileRecord(CONFIG)
-INPUTS = ("job__payload", "job__valid", "bank_free")
+INPUTS = ("job__payload", "job__valid", "bank_free", "mask_arrived", "list_offset")
 STROBES = ("started", "row_first", "row_last", "tile_valid", "lacks_input", "lacks_output")
 Job = dict[str, int]
 
@@ -65,9 +66,13 @@ class Recorder:
             await FallingEdge(self._dut.sequencer_clk)
 
 
-async def run(dut: Any, jobs: list[Job], hold: int | None, clocks: int) -> Recorder:
-    """Offer jobs without a pause."""
+async def run(
+    dut: Any, jobs: list[Job], hold: int | None, clocks: int, mask_gap: int | None = None
+) -> Recorder:
+    """Offer jobs without a pause; mask tiles arrive every `mask_gap` clocks."""
     await start(dut, "sequencer", INPUTS)
+    if mask_gap is not None:
+        cocotb.start_soon(arrive(dut, mask_gap))
     recorder = Recorder(dut, hold)
     cocotb.start_soon(recorder.run())
     source = StreamSource(dut, "sequencer", "job")
@@ -75,6 +80,14 @@ async def run(dut: Any, jobs: list[Job], hold: int | None, clocks: int) -> Recor
     for _ in range(clocks):
         await FallingEdge(dut.sequencer_clk)
     return recorder
+
+
+async def arrive(dut: Any, gap: int) -> None:
+    """A mask tile every so many clocks."""
+    while True:
+        for clock in range(gap):
+            port(dut, "sequencer", "mask_arrived").value = int(clock == gap - 1)
+            await FallingEdge(dut.sequencer_clk)
 
 
 def check_tiles(recorder: Recorder, job: Job, begin: int) -> None:
@@ -128,3 +141,44 @@ async def no_gap_between_query_tiles(dut: Any) -> None:
             check_tiles(recorder, job, clock)
             clock += max((job["last_tile"] + 1) * pitch, CONFIG.query_lanes)
         assert len(recorder.tiles) == sum(job["last_tile"] + 1 for job in jobs)
+
+
+@bench()
+async def a_key_tile_waits_for_its_mask(dut: Any) -> None:
+    gap = CONFIG.pitch(DEPTH, DEPTH) + 9
+    tiles = min(CONFIG.slots, 5)
+    jobs = [make_job(0, tiles, DEPTH, DEPTH, number) | {"mask": 1} for number in range(2)]
+    recorder = await run(dut, jobs, 2, 2 * tiles * gap + 60, gap)
+    seen = sorted(recorder.tiles)
+    assert len(seen) == 2 * tiles
+    assert {after - before for before, after in itertools.pairwise(seen)} == {gap}
+    for clock in seen:  # a tile's rows are read without a gap
+        first = max(c for c in range(clock + 1) if recorder.strobes[c]["row_first"])
+        assert clock - first == DEPTH - 1
+        begin = recorder.tiles[clock][0]["base"]
+        rows = [key for key, _ in recorder.rows[first : clock + 1]]
+        assert rows == list(range(begin, begin + DEPTH))
+
+
+@bench()
+async def listed_key_tiles(dut: Any) -> None:
+    """The list is played by hand: the entry changes after each tile."""
+    if CONFIG.slots < 6:
+        return
+    job = make_job(1, 3, DEPTH, DEPTH, 0) | {"is_listed": 1}
+    await start(dut, "sequencer", INPUTS)
+    recorder = Recorder(dut, 2)
+    cocotb.start_soon(recorder.run())
+    source = StreamSource(dut, "sequencer", "job")
+    cocotb.start_soon(source.send([pack(job)], generator("sequencer list")))
+    offsets = iter((2, 4, 0, 0))
+    for _ in range(4 * CONFIG.pitch(DEPTH, DEPTH) + 10):
+        await ReadOnly()
+        strobes = [port(dut, "sequencer", f"list_{name}").value for name in ("start", "advance")]
+        await FallingEdge(dut.sequencer_clk)
+        if any(strobes):
+            port(dut, "sequencer", "list_offset").value = next(offsets)
+    seen = [recorder.tiles[clock][0] for clock in sorted(recorder.tiles)]
+    assert [tile["slot"] for tile in seen] == [1, 3, 5]
+    assert [tile["base"] for tile in seen] == [DEPTH, 3 * DEPTH, 5 * DEPTH]
+    assert [tile["position"] for tile in seen] == [0, 2 * CONFIG.key_rows, 4 * CONFIG.key_rows]

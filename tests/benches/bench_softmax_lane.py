@@ -40,6 +40,8 @@ class Query:
     score_shift: int = UNITY
     low: int = 0
     high: int = 1 << 16
+    bias: Int64 | int = 0
+    mask: npt.NDArray[np.bool_] | bool = True
 
     @property
     def tiles(self) -> int:
@@ -57,8 +59,9 @@ def reference(query: Query) -> Expected:
     """What `arithmetic` says."""
     gain = arithmetic.gain(query.query_factor, query.key_factors)
     z = arithmetic.log_score(WIDTHS, query.scores, gain, query.score_shift)
+    z = arithmetic.biased(WIDTHS, z, np.broadcast_to(query.bias, z.shape))
     position = np.arange(len(z))
-    allowed = (position >= query.low) & (position < query.high)
+    allowed = (position >= query.low) & (position < query.high) & query.mask
     maximum, total = WIDTHS.lowest_maximum, 0
     weights, shifts = [], []
     for start in range(0, len(z), ROWS):
@@ -77,7 +80,8 @@ def waveforms(tiles: list[tuple[Query, int, int]]) -> dict[str, list[int]]:
     """Waveforms of the lane's inputs; `tiles` are (query, tile, clock of its event)."""
     clocks = tiles[-1][2] + TIMING.weight + ROWS + 8
     members = {name: np.zeros(clocks, np.int64) for name in STEP.members}
-    inputs = {name: np.zeros(clocks, np.int64) for name in ("score", "query_factor", "low", "high")}
+    names = ("score", "query_factor", "low", "high", "bias", "allowed")
+    inputs = {name: np.zeros(clocks, np.int64) for name in names}
     for query, tile, event in tiles:
         keys = slice(tile * ROWS, (tile + 1) * ROWS)
         first, final = tile == 0, tile == query.tiles - 1
@@ -98,6 +102,10 @@ def waveforms(tiles: list[tuple[Query, int, int]]) -> dict[str, list[int]]:
         put(members["score_shift"], TIMING.score_shift, query.score_shift)
         place = np.arange(keys.start, keys.stop) % CONFIG.key_capacity
         put(members["position"], TIMING.position, place)
+        put(inputs["bias"], TIMING.position, np.broadcast_to(query.bias, len(query.scores))[keys])
+        put(
+            inputs["allowed"], TIMING.position, np.broadcast_to(query.mask, len(query.scores))[keys]
+        )
         put(members["log_first"], TIMING.log_score, 1, count=1)
         put(members["log_last"], TIMING.log_score + ROWS - 1, 1, count=1)
         put(members["log_fresh"], TIMING.log_score, int(first))
@@ -114,6 +122,8 @@ def waveforms(tiles: list[tuple[Query, int, int]]) -> dict[str, list[int]]:
         "step": words.tolist(),
         "score": (inputs["score"] & ((1 << WIDTHS.score) - 1)).tolist(),
         "query_factor": inputs["query_factor"].tolist(),
+        "bias": (inputs["bias"] & ((1 << WIDTHS.log_score) - 1)).tolist(),
+        "allowed": inputs["allowed"].tolist(),
         "low": (inputs["low"] & ((1 << 18) - 1)).tolist(),
         "high": (inputs["high"] & ((1 << 18) - 1)).tolist(),
     }
@@ -156,6 +166,7 @@ def random_query(rng: np.random.Generator, tiles: int) -> Query:
     low, high = (int(x) for x in rng.integers(-5, keys + 5, 2))
     if rng.random() < 0.5:
         low, high = -100, 1000
+    largest = 1 << int(rng.integers(0, WIDTHS.log_score))
     return Query(
         scores,
         rng.integers(0, MAX_FACTOR + 1, keys),
@@ -164,6 +175,8 @@ def random_query(rng: np.random.Generator, tiles: int) -> Query:
         int(rng.integers(0, 64)) if rng.random() < 0.2 else int(rng.integers(8, 28)),
         low,
         high,
+        rng.integers(-largest, largest, keys).clip(WIDTHS.lowest_log_score, None) // 2,
+        rng.random(keys) < rng.choice([0.5, 1.0]),
     )
 
 

@@ -15,6 +15,7 @@ from amaranth.lib.wiring import Out, connect, flipped
 from celosia_hw.accelerator import Accelerator, PacketMerge
 from celosia_hw.accumulator import AccumulatorLane
 from celosia_hw.config import AcceleratorConfig, preset
+from celosia_hw.mask_memory import MaskMemory
 from celosia_hw.normalizer import Normalizer
 from celosia_hw.payload import QUERY_BUFFERS
 from celosia_hw.pipeline import EventDelay, Steps
@@ -23,6 +24,7 @@ from celosia_hw.row_memory import FactorMemory, RowMemory
 from celosia_hw.score_array import ScoreArray
 from celosia_hw.sequencer import Sequencer
 from celosia_hw.softmax_lane import SoftmaxLane
+from celosia_hw.tile_list import TileList
 from celosia_hw.value_array import ValueArray
 
 __all__ = ["CONFIGS", "DELAYS", "TOP", "Testbed", "testbed_verilog"]
@@ -83,6 +85,8 @@ class Testbed(wiring.Component):
             "query_memory": RowMemory(config, lanes, QUERY_BUFFERS * config.max_head_dim),
             "key_factors": FactorMemory(config, rows, config.slots),
             "query_factors": FactorMemory(config, lanes, QUERY_BUFFERS),
+            "masks": MaskMemory(config),
+            "tile_list": TileList(config),
             "steps": Steps(config.max_head_dim),
             **{name: EventDelay(9, *numbers) for name, numbers in DELAYS.items()},
         }

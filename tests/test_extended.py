@@ -1,0 +1,196 @@
+"""Extended ATTENDs and APPENDs: gateware against the integer model, reply for reply."""
+
+import numpy as np
+import pytest
+
+from celosia_hw.config import AcceleratorConfig, preset
+from celosia_hw.protocol import (
+    APPEND_FIELDS,
+    ATTEND_FIELDS,
+    COMMAND_BYTES,
+    COUNTERS_FIELDS,
+    EXTENSION_FIELDS,
+    LOAD_FIELDS,
+    ErrorCode,
+    Opcode,
+    Reply,
+    appended_key_words,
+    bias_tile_words,
+    encode_header,
+    interval_words,
+    key_tile_words,
+    mask_tile_words,
+    query_tile_words,
+    tile_list_words,
+)
+from celosia_sim.compiled import CompiledTransport
+from celosia_sim.model_device import ModelTransport
+
+CONFIGS = {
+    "tiny": preset("tiny"),
+    "small": preset("small"),
+    # More lanes than rows, three banks, the shortest multiplier, short tiles.
+    "lanes": AcceleratorConfig(
+        key_rows=5,
+        query_lanes=8,
+        max_head_dim=12,
+        max_keys=40,
+        key_banks=3,
+        max_sequence=400,
+        score_fraction_bits=8,
+        link_bytes=4,
+        multiplier_stages=1,
+    ),
+}
+
+
+class Packets:
+    """Random packets for a configuration, of one pair of head dimensions."""
+
+    def __init__(self, config, seed):
+        self.config, self.rng = config, np.random.default_rng(seed)
+        self.dims = [int(d) for d in self.rng.integers(1, config.max_head_dim + 1, 2)]
+        self.tag = 0
+
+    def header(self, fields, **values):
+        self.tag = (self.tag + 1) & 255
+        dims = {"last_dim": self.dims[0] - 1, "last_value_dim": self.dims[1] - 1}
+        data = encode_header(fields, COMMAND_BYTES, tag=self.tag, **{**dims, **values})
+        return self.pad(data)
+
+    def pad(self, data):
+        return data.ljust(self.config.words(len(data)) * self.config.link_bytes, b"\0")
+
+    def noise(self, words):
+        return self.rng.bytes(words * self.config.link_bytes)
+
+    def load(self, slot, tiles):
+        fields = {"opcode": Opcode.LOAD, "slot": slot, "tiles": tiles}
+        return self.header(LOAD_FIELDS, **fields) + self.noise(
+            tiles * key_tile_words(self.config, *self.dims)
+        )
+
+    def append(self, slot, key):
+        fields = {"opcode": Opcode.APPEND, "slot": slot, "key": key}
+        return self.header(APPEND_FIELDS, **fields) + self.noise(
+            appended_key_words(self.config, *self.dims)
+        )
+
+    def attend(self, kinds, least=1):
+        """An ATTEND with what `kinds` names in its extension."""
+        config, rng = self.config, self.rng
+        tiles = int(rng.integers(least, config.slots + 1))
+        slot = int(rng.integers(0, config.slots - tiles + 1))
+        keys = tiles * config.key_rows
+        low, high = (int(x) for x in rng.integers(-4, keys + 4, 2))
+        extension = {name: int(name in kinds) for name in ("intervals", "mask", "bias")}
+        listed = 0
+        if "list" in kinds and tiles > 1:
+            listed = int(rng.integers(min(least, tiles - 1), tiles))
+        if "slope" in kinds:
+            extension |= {
+                "slope": int(rng.integers(0, 1 << 16)),
+                "slope_shift": int(rng.integers(0, 12)),
+                "anchor": int(rng.integers(-20, keys + 20)),
+            }
+        header = self.header(
+            ATTEND_FIELDS,
+            opcode=Opcode.ATTEND,
+            slot=slot,
+            tiles=tiles,
+            score_shift=int(rng.integers(10, 20)),
+            result_fraction=8,
+            low_step=int(rng.integers(2)),
+            high_step=int(rng.integers(2)),
+            low=low if rng.integers(2) else 0,
+            high=high if rng.integers(2) else keys,
+            limit=keys - int(rng.integers(0, config.key_rows)),
+            extended=1,
+        )
+        header += self.pad(
+            encode_header(
+                EXTENSION_FIELDS,
+                COMMAND_BYTES,
+                listed=listed,
+                bias_shift=int(rng.integers(0, 8)),
+                **extension,
+            )
+        )
+        parts = []
+        if "intervals" in kinds:
+            ends = rng.integers(-3, keys + 3, (config.query_lanes, 2)).astype("<i2")
+            parts.append(self.pad(ends.tobytes()))
+            assert len(parts[0]) == interval_words(config) * config.link_bytes
+        parts.append(self.noise(query_tile_words(config, self.dims[0])))
+        if listed:
+            offsets = 1 + np.sort(rng.permutation(tiles - 1)[:listed])
+            parts.append(self.pad(offsets.astype("<u2").tobytes()))
+            assert len(parts[-1]) == tile_list_words(config, listed) * config.link_bytes
+        words = extension["mask"] * mask_tile_words(config)
+        words += extension["bias"] * bias_tile_words(config)
+        parts.append(self.noise((listed + 1 if listed else tiles) * words))
+        return header + b"".join(parts)
+
+
+def compare(config, commands, replies, **stalls):
+    """Replies of the gateware and of the model."""
+    with CompiledTransport(config, **stalls) as sim, ModelTransport(config) as model:
+        expected = model.exchange(commands, replies)
+        assert sim.exchange(commands, replies) == expected
+    return expected
+
+
+def program(config, seed, kinds, count=12):
+    packets = Packets(config, seed)
+    commands = [packets.load(0, config.slots)]
+    for _ in range(count):
+        if packets.rng.integers(3) == 0:
+            slot = int(packets.rng.integers(config.slots))
+            commands.append(packets.append(slot, int(packets.rng.integers(config.key_rows))))
+        if packets.rng.integers(4) == 0:
+            commands.append(packets.load(int(packets.rng.integers(config.slots)), 1))
+        chosen = [kind for kind in kinds if len(kinds) == 1 or packets.rng.integers(2)]
+        commands.append(packets.attend(chosen))
+    return commands
+
+
+KINDS = ("intervals", "list", "mask", "bias", "slope")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_kind(name, kind):
+    compare(CONFIGS[name], program(CONFIGS[name], 1, [kind], 8), 8)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("seed", range(8))
+def test_all_kinds_with_stalls(name, seed):
+    config = CONFIGS[name]
+    stalls = {"command_stall": 0.3, "result_stall": 0.4} if seed % 2 else {}
+    if stalls:
+        stalls["stall_seed"] = seed
+    compare(config, program(config, seed, KINDS), 12, **stalls)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("kinds", [("mask",), ("bias", "list"), ("mask", "bias")])
+@pytest.mark.parametrize("cut", [1, 3, -1])
+def test_usable_after_missing_and_surplus_mask_tiles(name, kinds, cut):
+    config = CONFIGS[name]
+    packets = Packets(config, 5)
+    load, whole = packets.load(0, config.slots), packets.attend(kinds, least=6)
+    link = config.link_bytes
+    broken = whole[: -cut * link] if cut > 0 else whole + bytes(link)
+    identify = packets.pad(
+        encode_header(COUNTERS_FIELDS, COMMAND_BYTES, opcode=Opcode.IDENTIFY, tag=9)
+    )
+    following = packets.attend(KINDS)
+    with CompiledTransport(config) as sim, ModelTransport(config) as model:
+        for device in (sim, model):
+            replies = device.exchange([load, broken], 2)
+            errors = [reply for reply in replies if reply[0] == Reply.ERROR]
+            code = ErrorCode.TRUNCATED if cut > 0 else ErrorCode.OVERLONG
+            assert [reply[2] for reply in errors] == [code]
+            assert device.exchange([identify], 1)[0][0] == Reply.IDENTITY
+        assert sim.exchange([following], 1) == model.exchange([following], 1)
