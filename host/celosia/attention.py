@@ -31,7 +31,15 @@ from .quantize import (
 from .schedule import HeadGroup, Program, schedule
 from .tiling import query_tiles
 
-__all__ = ["Job", "RawResult", "plan_attention", "run_attention", "run_attention_raw"]
+__all__ = [
+    "Job",
+    "RawResult",
+    "like",
+    "operand_of",
+    "plan_attention",
+    "run_attention",
+    "run_attention_raw",
+]
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,7 @@ def run_attention(
         options=options,
         device=device,
     )
-    return _like(query, raw.dequantize())
+    return like(query, raw.dequantize())
 
 
 def run_attention_raw(
@@ -487,6 +495,21 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]], config: AcceleratorConfig)
             )
 
 
+def operand_of(name: str, tensor: Any) -> Operand:
+    """A floating-point tensor as an `Operand`, checked.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is of another kind, or contains NaN or infinity.
+    """
+    if isinstance(tensor, Quantized):
+        raise TypeError(f"{name} is Quantized: a cache takes floating point only")
+    operand = _operand(name, tensor)
+    _check_finite(name, operand)
+    return operand
+
+
 def _check_finite(name: str, operand: Operand) -> None:
     if operand.scale is not None:
         name, numbers = f"{name}.scale", operand.scale
@@ -532,7 +555,7 @@ def _flatten(x: Any) -> Any:
     return None if x is None else x.reshape(-1, *x.shape[-2:])
 
 
-def _like(query: Any, result: npt.NDArray[np.float64]) -> Any:
+def like(query: Any, result: npt.NDArray[np.float64]) -> Any:
     """`result` in the kind, dtype and torch device of the query."""
     template = query.values if isinstance(query, Quantized) else query
     if _is_tensor(template):
