@@ -184,7 +184,7 @@ def test_other_protocol_version():
         return reply[:4] + (9).to_bytes(4, "little") + reply[8:]
 
     transport = Wrapped(preset("tiny"), change)
-    with pytest.raises(DeviceError, match="speaks protocol 9, this driver 1"):
+    with pytest.raises(DeviceError, match="speaks protocol 9, this driver 2"):
         Device(transport)
     assert transport.closed == 1
 

@@ -11,6 +11,7 @@ from importlib.metadata import version as _version
 from celosia_hw.config import AcceleratorConfig
 
 from .attention import RawResult, run_attention, run_attention_raw
+from .cache import KeyValueCache
 from .device import Device, DeviceError, RunReport, open_device
 from .options import AttentionOptions
 from .quantize import Quantized
@@ -20,6 +21,7 @@ __all__ = [
     "AttentionOptions",
     "Device",
     "DeviceError",
+    "KeyValueCache",
     "Quantized",
     "RawResult",
     "RunReport",

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from .quantize import (
     quantize_queries,
     quantize_values,
 )
-from .schedule import HeadGroup, Program, schedule
+from .schedule import HeadGroup, Program, check_capacity, schedule
 from .tiling import query_tiles
 
 __all__ = [
@@ -211,6 +211,7 @@ def run_attention_raw(
             alibi_slopes=alibi_slopes,
             causal_alignment=causal_alignment,
             options=options,
+            banks=accelerator.free_banks,
         )
         return job.run(accelerator)
 
@@ -249,7 +250,7 @@ class Job:
                 again.append(group)
             groups.append(group)
         if again:
-            device.run(schedule(device.config, again), values)
+            device.run(schedule(device.config, again, device.free_banks), values)
         empty = any(mask.is_empty.any() for group in groups for mask in group.masks)
         scale = np.zeros((heads, 1, 1))
         offset = np.zeros((heads, queries if empty else 1, value_dim))
@@ -293,8 +294,14 @@ def plan_attention(
     alibi_slopes: Any = None,
     causal_alignment: str = "top_left",
     options: AttentionOptions | None = None,
+    banks: int | None = None,
 ) -> Job:
     """Check, quantize and schedule what `run_attention` would run.
+
+    Parameters
+    ----------
+    banks : int, optional
+        Key banks to use, from the first; all if absent.
 
     Returns
     -------
@@ -329,7 +336,8 @@ def plan_attention(
         alibi_slopes=None if alibi_slopes is None else _array(alibi_slopes),
         causal_alignment=causal_alignment,
     )
-    _check_capacity(masks, config)
+    usable = config.key_banks if banks is None else banks
+    check_capacity(config, max(int(mask.high.max()) for mask in masks), usable)
 
     flat = {
         name: Operand(*(_flatten(x) for x in (operand.values, operand.scale)))
@@ -359,16 +367,7 @@ def plan_attention(
             )
         )
     shape = (*lead, shapes["query"][-2], shapes["value"][-1])
-    return Job(groups, schedule(config, groups), shape)
-
-
-def _check_capacity(masks: Sequence[HeadMask], config: AcceleratorConfig) -> None:
-    needed = max(int(mask.high.max()) for mask in masks)
-    if needed > config.key_capacity:
-        raise ValueError(
-            f"{needed} keys, but the device holds {config.key_capacity} "
-            f"({config.key_banks} banks of {config.max_keys})"
-        )
+    return Job(groups, schedule(config, groups, usable), shape)
 
 
 def _logit_range(queries: Operand, keys: Operand, softmax_scale: float) -> float:

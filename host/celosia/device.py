@@ -133,6 +133,7 @@ class Device:
         self._transport: Transport | None = transport
         self._progress = progress
         self.report: RunReport | None = None
+        self._reserved: dict[int, int] = {}
         try:
             self.config, self.version = self._identify()
         except BaseException:
@@ -194,6 +195,49 @@ class Device:
             seconds=seconds,
         )
         return self.report
+
+    @property
+    def free_banks(self) -> int:
+        """Key banks, from the first, in which nothing is reserved."""
+        first = min(self._reserved, default=self.config.slots)
+        return first // self.config.slots_per_bank
+
+    def reserve(self, slots: int, what: str) -> int:
+        """Set consecutive key slots aside, as far back as there is room.
+
+        Parameters
+        ----------
+        slots : int
+        what : str
+            What for; named in the error.
+
+        Returns
+        -------
+        int
+            The first of them.
+
+        Raises
+        ------
+        ValueError
+            If there is no such room.
+        """
+        end = self.config.slots
+        for first in sorted(self._reserved, reverse=True):
+            if end - (first + self._reserved[first]) >= slots:
+                break
+            end = first
+        if slots > end:
+            used = sum(self._reserved.values())
+            raise ValueError(
+                f"no room for {what}: it takes {slots} of the device's {self.config.slots} key "
+                f"tiles, and {used} are taken"
+            )
+        self._reserved[end - slots] = slots
+        return end - slots
+
+    def release(self, first: int) -> None:
+        """Give slots back that `reserve` returned."""
+        self._reserved.pop(first, None)
 
     def close(self) -> None:
         """Let go of the accelerator; closing twice does nothing."""

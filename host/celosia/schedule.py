@@ -18,6 +18,7 @@ import numpy.typing as npt
 from celosia_hw.arithmetic import Widths
 from celosia_hw.config import AcceleratorConfig
 from celosia_hw.protocol import (
+    APPEND_FIELDS,
     ATTEND_FIELDS,
     COMMAND_BYTES,
     EXTENSION_FIELDS,
@@ -32,7 +33,16 @@ from .masks import HeadMask
 from .quantize import KeyTensor, QueryTensor, ValueTensor, score_shift
 from .tiling import QueryTile
 
-__all__ = ["HeadGroup", "Program", "Tile", "schedule"]
+__all__ = [
+    "HeadGroup",
+    "Program",
+    "Tile",
+    "append_program",
+    "check_capacity",
+    "load_program",
+    "resident_program",
+    "schedule",
+]
 
 
 @dataclass(frozen=True)
@@ -123,13 +133,40 @@ class Program:
             flat[tile.rows] = block[: len(tile.rows)]
 
 
-def schedule(config: AcceleratorConfig, groups: Sequence[HeadGroup]) -> Program:
+class _Packets:
+    """Packets in the order in which they are sent."""
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
+        self.commands: list[bytes] = []
+        self.tiles: list[Tile] = []
+
+    def send(self, packet: _Packet) -> None:
+        tag = len(self.commands) & 0xFF
+        header = encode_header(packet.layout, COMMAND_BYTES, tag=tag, **packet.fields)
+        self.commands.append(_padded(self._config, header) + packet.payload)
+        if isinstance(packet, _Attend):
+            self.tiles.append(Tile(tag, packet.rows))
+
+    def program(self, groups: Sequence[HeadGroup]) -> Program:
+        """The program of these packets, which compute `groups`."""
+        value_dim = groups[0].values.values.shape[-1] if groups else 1
+        head_dims = groups[0].queries.values.shape[-1] + value_dim if groups else 0
+        useful = sum(group.allowed_pairs() for group in groups) * head_dims
+        return Program(self._config, self.commands, self.tiles, value_dim, useful)
+
+
+def schedule(
+    config: AcceleratorConfig, groups: Sequence[HeadGroup], banks: int | None = None
+) -> Program:
     """Packets that compute `groups`, whose head dimensions are equal.
 
     Parameters
     ----------
     config : AcceleratorConfig
     groups : sequence of HeadGroup
+    banks : int, optional
+        Key banks to use, from the first; all if absent.
 
     Returns
     -------
@@ -140,20 +177,12 @@ def schedule(config: AcceleratorConfig, groups: Sequence[HeadGroup]) -> Program:
     ValueError
         If a group has more keys than the accelerator holds.
     """
-    commands: list[bytes] = []
-    tiles: list[Tile] = []
-    heads = list(_placed(config, groups))
-    value_dim = groups[0].values.values.shape[-1] if groups else 1
-
-    def send(packet: _Packet) -> int:
-        tag = len(commands) & 0xFF
-        header = encode_header(packet.layout, COMMAND_BYTES, tag=tag, **packet.fields)
-        commands.append(_padded(config, header) + packet.payload)
-        return tag
+    packets = _Packets(config)
+    heads = list(_placed(config, groups, config.key_banks if banks is None else banks))
 
     def load(head: _Head, start: int, stop: int) -> None:
         for packet in head.loads(start, stop):
-            send(packet)
+            packets.send(packet)
 
     for index, head in enumerate(heads):
         following = heads[index + 1] if index + 1 < len(heads) else None
@@ -164,8 +193,7 @@ def schedule(config: AcceleratorConfig, groups: Sequence[HeadGroup]) -> Program:
             work = _pending_work(head.attends)
         sent = 0
         for packet, share in zip(head.attends, work, strict=True):
-            tag = send(packet)
-            tiles.append(Tile(tag, packet.rows))
+            packets.send(packet)
             if following is not None:
                 due = int(np.ceil(following.tiles * share))
                 load(following, sent, due)
@@ -173,9 +201,64 @@ def schedule(config: AcceleratorConfig, groups: Sequence[HeadGroup]) -> Program:
         if following is not None:
             load(following, sent, following.tiles)
 
-    head_dims = groups[0].queries.values.shape[-1] + value_dim if groups else 0
-    useful = sum(group.allowed_pairs() for group in groups) * head_dims
-    return Program(config, commands, tiles, value_dim, useful)
+    return packets.program(groups)
+
+
+def load_program(
+    config: AcceleratorConfig,
+    heads: Sequence[tuple[KeyTensor, ValueTensor]],
+    slots: Sequence[int],
+) -> Program:
+    """Packets that load the keys and values of heads, each from its slot on."""
+    packets = _Packets(config)
+    for (keys, values), slot in zip(heads, slots, strict=True):
+        head = _Head(config, slot, _key_tiles(config, keys, values), [], _dims(keys, values))
+        for packet in head.loads(0, head.tiles):
+            packets.send(packet)
+    return packets.program([])
+
+
+def append_program(
+    config: AcceleratorConfig,
+    heads: Sequence[tuple[KeyTensor, ValueTensor]],
+    slots: Sequence[int],
+    start: int,
+) -> Program:
+    """Packets that write the tokens from `start` on of heads that have been loaded."""
+    packets = _Packets(config)
+    for (keys, values), slot in zip(heads, slots, strict=True):
+        for token in range(start, len(keys.values)):
+            tile, key = divmod(token, config.key_rows)
+            fields = {"opcode": Opcode.APPEND, "slot": slot + tile, "key": key}
+            payload = b"".join(
+                _padded(config, part.tobytes())
+                for part in (
+                    keys.factors[token].astype("<u2"),
+                    values.factors[token].astype("<u2"),
+                    keys.values[token],
+                    values.values[token],
+                )
+            )
+            packets.send(_Packet(APPEND_FIELDS, {**fields, **_dims(keys, values)}, payload, 0))
+    return packets.program([])
+
+
+def resident_program(
+    config: AcceleratorConfig, groups: Sequence[HeadGroup], slots: Sequence[int]
+) -> Program:
+    """Packets that compute groups whose keys and values have been loaded, each to its slot."""
+    packets = _Packets(config)
+    for group, slot in zip(groups, slots, strict=True):
+        for packet in _attends(config, group, slot):
+            packets.send(packet)
+    return packets.program(groups)
+
+
+def _dims(keys: KeyTensor, values: ValueTensor) -> dict[str, int]:
+    return {
+        "last_dim": keys.values.shape[-1] - 1,
+        "last_value_dim": values.values.shape[-1] - 1,
+    }
 
 
 def _pending_work(attends: Sequence[_Attend]) -> npt.NDArray[np.float64]:
@@ -234,36 +317,39 @@ class _Head:
             start = end
 
 
-def _placed(config: AcceleratorConfig, groups: Sequence[HeadGroup]) -> Iterator[_Head]:
+def check_capacity(config: AcceleratorConfig, keys: int, key_banks: int) -> None:
+    """Raise ValueError if so many keys do not fit so many banks."""
+    if keys > key_banks * config.max_keys:
+        note = "" if key_banks == config.key_banks else ": caches are open in the others"
+        raise ValueError(
+            f"{keys} keys, but the device holds {key_banks * config.max_keys} "
+            f"({key_banks} banks of {config.max_keys}{note})"
+        )
+
+
+def _placed(
+    config: AcceleratorConfig, groups: Sequence[HeadGroup], key_banks: int
+) -> Iterator[_Head]:
     bank = 0
     for group in groups:
         keys = len(group.keys.values)
-        if keys > config.key_capacity:
-            raise ValueError(
-                f"{keys} keys, but the device holds {config.key_capacity} "
-                f"({config.key_banks} banks of {config.max_keys})"
-            )
+        check_capacity(config, keys, key_banks)
         banks = -(-keys // config.max_keys)
-        if bank + banks > config.key_banks:
+        if bank + banks > key_banks:
             bank = 0
         slot = bank * config.slots_per_bank
-        dims = {
-            "last_dim": group.keys.values.shape[-1] - 1,
-            "last_value_dim": group.values.values.shape[-1] - 1,
-        }
-        common = {
-            "opcode": Opcode.ATTEND,
-            **dims,
-            "result_fraction": group.values.result_fraction,
-        }
-        attends = _attends(config, group, slot, common)
-        yield _Head(config, slot, _key_tiles(config, group), attends, dims)
-        bank = (bank + banks) % config.key_banks
+        tiles = _key_tiles(config, group.keys, group.values)
+        dims = _dims(group.keys, group.values)
+        yield _Head(config, slot, tiles, _attends(config, group, slot), dims)
+        bank = (bank + banks) % key_banks
 
 
-def _attends(
-    config: AcceleratorConfig, group: HeadGroup, slot: int, common: dict[str, int]
-) -> list[_Attend]:
+def _attends(config: AcceleratorConfig, group: HeadGroup, slot: int) -> list[_Attend]:
+    common = {
+        "opcode": Opcode.ATTEND,
+        **_dims(group.keys, group.values),
+        "result_fraction": group.values.result_fraction,
+    }
     payloads = _query_tiles(config, group)
     shifts = score_shift(Widths(config), group.queries.exponents)
     attends = []
@@ -333,14 +419,16 @@ def _bias_tiles(config: AcceleratorConfig, bias: npt.NDArray[np.int16]) -> npt.N
     return _pad_words(config, rows).reshape(len(rows), -1)
 
 
-def _key_tiles(config: AcceleratorConfig, group: HeadGroup) -> npt.NDArray[np.uint8]:
+def _key_tiles(
+    config: AcceleratorConfig, keys: KeyTensor, values: ValueTensor
+) -> npt.NDArray[np.uint8]:
     """Key tiles as they cross the link, (tiles, bytes)."""
     rows = config.key_rows
     parts = [
-        _factor_row(config, _split(group.keys.factors, rows)),
-        _factor_row(config, _split(group.values.factors, rows)),
-        _rows(config, _split(group.keys.values, rows)),
-        _rows(config, _split(group.values.values, rows)),
+        _factor_row(config, _split(keys.factors, rows)),
+        _factor_row(config, _split(values.factors, rows)),
+        _rows(config, _split(keys.values, rows)),
+        _rows(config, _split(values.values, rows)),
     ]
     return np.concatenate(parts, axis=-1)
 
