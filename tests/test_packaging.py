@@ -30,7 +30,7 @@ def test_versions_agree():
     version = PROJECT["version"]
     assert ".".join(map(str, celosia_hw.VERSION)) == version
     assert celosia.__version__ == importlib.metadata.version("celosia") == version
-    newest = re.search(r"^## \[([^]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    newest = re.search(r"^## \[(\d[^]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None
     assert newest[1] == version
 
