@@ -23,6 +23,7 @@ from celosia_hw.config import PRESETS, AcceleratorConfig, preset
 
 from . import __version__
 from .attention import plan_attention
+from .bench import bench, format_table
 from .device import RunReport, open_device
 from .evaluate import ideal_attention, metrics, reference_attention, reference_name
 
@@ -179,6 +180,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--waveform", metavar="FILE", help="write the simulation's signals (.fst or .vcd)"
     )
+
+    bench_parser = commands.add_parser(
+        "bench",
+        help="print utilization and accuracy over shapes and masks",
+        description="Run 8 heads of N(0, 1) input over shapes and masks, and compare them with "
+        "float32 attention and with the integer model.",
+        allow_abbrev=False,
+    )
+    bench_parser.set_defaults(function=_bench)
+    bench_parser.add_argument(
+        "--device", metavar="SPEC", default="sim:default", help="as for run; sim:default if absent"
+    )
+    bench_parser.add_argument("--json", action="store_true", help="print JSON, not a table")
 
     info = commands.add_parser(
         "info",
@@ -380,6 +394,8 @@ def _read_npz(source: Any, name: str) -> _Input:
 
 def _jsonable(x: Any) -> Any:
     """Without the infinities and NaN that JSON does not have."""
+    if isinstance(x, list):
+        return [_jsonable(value) for value in x]
     if isinstance(x, dict):
         return {key: _jsonable(value) for key, value in x.items()}
     return None if isinstance(x, float) and not math.isfinite(x) else x
@@ -444,6 +460,17 @@ def _table(result: dict[str, Any], config: AcceleratorConfig, is_model: bool) ->
 def _aligned(rows: Sequence[tuple[str, str]]) -> str:
     width = max(len(label) for label, _ in rows) + 2
     return "\n".join(f"{label:<{width}}{text}".rstrip() for label, text in rows)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    progress = _Progress(sys.stderr)
+    try:
+        with open_device(arguments.device, progress=progress) as device:
+            rows = bench(device, progress=progress)
+    finally:
+        progress.clear()
+    print(json.dumps(_jsonable(rows)) if arguments.json else format_table(rows))
+    return 1 if any(row["model_mismatches"] for row in rows) else 0
 
 
 def _info(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,135 @@
+"""Utilization and accuracy over shapes and masks: the table of ``celosia bench``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .attention import plan_attention
+from .device import Device, open_device
+from .evaluate import ideal_attention, metrics, reference_attention
+
+__all__ = ["CASES", "Case", "bench", "format_table"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An attention over N(0, 1) input.
+
+    Parameters
+    ----------
+    name : str
+    queries, keys, dim : int
+        L, S, and both head dimensions.
+    mask : callable, optional
+        Of a random generator and the case: what `plan_attention` takes of masks.
+    """
+
+    name: str
+    queries: int
+    keys: int
+    dim: int
+    mask: Callable[[np.random.Generator, Case], dict[str, Any]] | None = None
+
+
+def _random_bits(rng: np.random.Generator, case: Case) -> dict[str, Any]:
+    return {"attn_mask": rng.random((case.queries, case.keys)) < 0.5}
+
+
+def _random_bias(rng: np.random.Generator, case: Case) -> dict[str, Any]:
+    return {"attn_mask": rng.normal(size=(case.queries, case.keys)).astype(np.float32)}
+
+
+def _documents(rng: np.random.Generator, case: Case) -> dict[str, Any]:
+    return {"document_ids": np.arange(case.keys) // 200, "is_causal": True}
+
+
+def _rule(**mask: Any) -> Callable[[np.random.Generator, Case], dict[str, Any]]:
+    return lambda rng, case: mask
+
+
+CASES = (
+    Case("64 tokens", 64, 64, 64),
+    Case("128 tokens", 128, 128, 64),
+    Case("1024 tokens", 1024, 1024, 64),
+    Case("1024 tokens, head dim 32", 1024, 1024, 32),
+    Case("1024 tokens, head dim 128", 1024, 1024, 128),
+    Case("1024 tokens, causal", 1024, 1024, 64, _rule(is_causal=True)),
+    Case("1024 tokens, window 128", 1024, 1024, 64, _rule(window=128)),
+    Case("1024 tokens, causal documents of 200", 1024, 1024, 64, _documents),
+    Case("1024 tokens, random mask bits", 1024, 1024, 64, _random_bits),
+    Case("1024 tokens, random bias", 1024, 1024, 64, _random_bias),
+    Case("1024 tokens, causal ALiBi", 1024, 1024, 64, _rule(is_causal=True, alibi_slopes=0.25)),
+)
+"""What the README's table shows."""
+
+
+def bench(
+    device: Device,
+    cases: Iterable[Case] | None = None,
+    *,
+    heads: int = 8,
+    progress: Callable[[str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Run cases on a device.
+
+    Parameters
+    ----------
+    device : Device
+    cases : iterable of Case, optional
+        `CASES` if absent.
+    heads : int
+    progress : callable, optional
+        Is told which case runs.
+
+    Returns
+    -------
+    list of dict
+        ``case``, ``clocks``, ``utilization``, ``sqnr_db``, ``ideal_sqnr_db`` and
+        ``model_mismatches``.
+    """
+    rows = []
+    with open_device("model", config=device.config) as model:
+        for case in CASES if cases is None else cases:
+            if progress is not None:
+                progress(case.name)
+            rows.append(_run(device, model, case, heads))
+    return rows
+
+
+def _run(device: Device, model: Device, case: Case, heads: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    shapes = [(heads, count, case.dim) for count in (case.queries, case.keys, case.keys)]
+    tensors = [rng.standard_normal(shape, np.float32) for shape in shapes]
+    mask = {} if case.mask is None else case.mask(rng, case)
+    job = plan_attention(device.config, *tensors, **mask)
+    raw = job.run(device)
+    report = device.report
+    assert report is not None
+    reference = reference_attention(*tensors, **mask)
+    return {
+        "case": case.name,
+        "clocks": report.clocks,
+        "utilization": report.utilization,
+        "sqnr_db": metrics(reference, raw.dequantize())["sqnr_db"],
+        "ideal_sqnr_db": metrics(reference, ideal_attention(job))["sqnr_db"],
+        "model_mismatches": int(np.count_nonzero(job.run(model).values != raw.values)),
+    }
+
+
+def format_table(rows: Iterable[dict[str, Any]]) -> str:
+    """The rows of `bench` in Markdown."""
+    lines = [
+        "| case | clocks | utilization | SQNR, dB | int8 rounding alone, dB | mismatches |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        share = "" if row["utilization"] is None else f"{row['utilization']:.3f}"
+        lines.append(
+            f"| {row['case']} | {row['clocks'] or ''} | {share} | {row['sqnr_db']:.2f} | "
+            f"{row['ideal_sqnr_db']:.2f} | {row['model_mismatches']} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,37 @@
+"""`celosia bench`: its rows and its table."""
+
+import dataclasses
+import json
+
+import celosia
+from celosia import bench, cli
+
+SMALL = [
+    dataclasses.replace(case, queries=20, keys=20, dim=8) if case.queries != 20 else case
+    for case in bench.CASES
+]
+
+
+def test_every_case_runs_on_the_hardware():
+    with celosia.open_device("sim:tiny") as device:
+        rows = bench.bench(device, SMALL, heads=2)
+    assert [row["case"] for row in rows] == [case.name for case in bench.CASES]
+    for row in rows:
+        assert row["model_mismatches"] == 0
+        assert row["clocks"] > 0
+        assert 0 < row["utilization"] < 1
+        assert row["sqnr_db"] > 30
+
+
+def test_table_and_json(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "CASES", SMALL[:2])
+    assert cli.main(["bench", "--device", "model:tiny"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith("| 64 tokens |  |  | ")
+    assert cli.main(["bench", "--device", "model:tiny", "--json"]) == 0
+    assert [row["case"] for row in json.loads(capsys.readouterr().out)] == [
+        case.name for case in SMALL[:2]
+    ]
+    assert cli.main(["bench", "--device", "nowhere"]) == 2
+    assert "unknown device" in capsys.readouterr().err
