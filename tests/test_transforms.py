@@ -314,6 +314,10 @@ def test_heads_that_saturate_run_again():
         job = plan_attention(device.config, q, k, v)
         fractions = [group.values.result_fraction for group in job.groups]
         raw = job.run(device)
+        report = device.report
+    assert report is not None
+    assert report.useful_macs == job.program.useful_macs
+    assert report.bytes_sent > sum(map(len, job.program.commands)), "both runs count"
     assert min(fractions) > SAFE_FRACTION
     np.testing.assert_array_equal(raw.values[0], plain.values[0])
     assert raw.scale[1, 0, 0] == np.ldexp(job.groups[1].values.scale, -SAFE_FRACTION)

@@ -241,7 +241,7 @@ class Job:
         *lead, queries, value_dim = self.shape
         heads = math.prod(lead)
         values = np.zeros((heads, queries, value_dim), np.int16)
-        device.run(self.program, values)
+        report = device.run(self.program, values)
         groups, again = [], []
         for group in self.groups:
             if group.values.result_fraction > SAFE_FRACTION and _saturated(values[group.heads]):
@@ -250,7 +250,8 @@ class Job:
                 again.append(group)
             groups.append(group)
         if again:
-            device.run(schedule(device.config, again, device.free_banks), values)
+            repeated = device.run(schedule(device.config, again, device.free_banks), values)
+            device.report = report.repeated(repeated, device.config.multipliers)
         empty = any(mask.is_empty.any() for group in groups for mask in group.masks)
         scale = np.zeros((heads, 1, 1))
         offset = np.zeros((heads, queries if empty else 1, value_dim))

@@ -93,6 +93,22 @@ class RunReport:
     stalled_output: int
     seconds: float
 
+    def repeated(self, again: RunReport, multipliers: int) -> RunReport:
+        """This run and another that repeated a part of it, which has no new useful MACs."""
+        both = {
+            name: getattr(self, name) + getattr(again, name)
+            for name in (
+                *("clocks", "bytes_sent", "bytes_received"),
+                *("busy", "stalled_input", "stalled_output", "seconds"),
+            )
+        }
+        peak = both["clocks"] * multipliers
+        return RunReport(
+            **both,
+            useful_macs=self.useful_macs,
+            utilization=self.useful_macs / peak if peak else None,
+        )
+
 
 _defaults: contextvars.ContextVar[tuple[Device, ...]] = contextvars.ContextVar(
     "celosia_devices", default=()
