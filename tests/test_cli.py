@@ -253,7 +253,10 @@ def test_broken_input(capsys, tmp_path, case):
         ("run --device model:huge", "unknown configuration 'huge'"),
         ("run --config huge", "unknown configuration 'huge': choose one of tiny, small, default"),
         ("run --device model:tiny --head-dim 11", "head dimension 11 of query exceeds"),
-        ("run --device model:tiny --keys 49 --head-dim 2", "49 keys, but the device holds 48"),
+        (
+            "run --device model:tiny --queries 1 --keys 32769 --head-dim 2",
+            "32769 keys, but the device attends to at most 32768 (max_sequence)",
+        ),
         ("run --device model --input x.npz --heads 2", "exclude each other"),
         ("run --device model --waveform x.fst", "only the device 'sim' writes a waveform"),
         ("run --device model --output no/such/folder.npz", "no/such/folder.npz"),

@@ -1,8 +1,9 @@
-"""Extended ATTENDs and APPENDs: gateware against the integer model, reply for reply."""
+"""Extended ATTENDs, states, APPENDs and MULTIPLYs: gateware against the integer model."""
 
 import numpy as np
 import pytest
 
+from celosia_hw.arithmetic import Widths
 from celosia_hw.config import AcceleratorConfig, preset
 from celosia_hw.protocol import (
     APPEND_FIELDS,
@@ -21,6 +22,7 @@ from celosia_hw.protocol import (
     key_tile_words,
     mask_tile_words,
     query_tile_words,
+    state_words,
     tile_list_words,
 )
 from celosia_sim.compiled import CompiledTransport
@@ -106,6 +108,8 @@ class Packets:
             high=high if rng.integers(2) else keys,
             limit=keys - int(rng.integers(0, config.key_rows)),
             extended=1,
+            load_state=int("load" in kinds),
+            store_state=int("store" in kinds),
         )
         header += self.pad(
             encode_header(
@@ -126,10 +130,42 @@ class Packets:
             offsets = 1 + np.sort(rng.permutation(tiles - 1)[:listed])
             parts.append(self.pad(offsets.astype("<u2").tobytes()))
             assert len(parts[-1]) == tile_list_words(config, listed) * config.link_bytes
+        if "load" in kinds:
+            parts.append(self.state())
         words = extension["mask"] * mask_tile_words(config)
         words += extension["bias"] * bias_tile_words(config)
         parts.append(self.noise((listed + 1 if listed else tiles) * words))
         return header + b"".join(parts)
+
+    def state(self):
+        """Sums and outputs of an eighth of their range, so that no sum overflows."""
+        config, widths = self.config, Widths(self.config)
+        lanes = config.link_bytes // 2
+        words = config.words(2 * config.query_lanes)
+        total = self.rng.integers(0, 1 << (widths.total - 3), (words, lanes))
+        maximum = self.rng.integers(-30, 30, (words, lanes))
+        top = 1 << (widths.accumulator - 4)
+        outputs = self.rng.integers(-top, top, (self.dims[1] * words, lanes))
+        sums = total | maximum << 48
+        parts = [(sums >> 16 * part) & 0xFFFF for part in range(4)]
+        rows = [(outputs >> 16 * part) & 0xFFFF for part in range(3)]
+        data = np.stack(parts, axis=1).astype("<u2").tobytes()
+        data += np.stack(rows, axis=1).astype("<u2").tobytes()
+        assert len(data) == state_words(config, self.dims[1]) * config.link_bytes
+        return data
+
+    def multiply(self):
+        config = self.config
+        tiles = int(self.rng.integers(1, config.product_tiles + 1))
+        slot = int(self.rng.integers(0, config.slots - tiles + 1))
+        header = self.header(
+            ATTEND_FIELDS,
+            opcode=Opcode.MULTIPLY,
+            slot=slot,
+            tiles=tiles,
+            last_value_dim=tiles * config.key_rows - 1,
+        )
+        return header + self.noise(self.dims[0] * config.words(config.query_lanes))
 
 
 def compare(config, commands, replies, **stalls):
@@ -150,11 +186,14 @@ def program(config, seed, kinds, count=12):
         if packets.rng.integers(4) == 0:
             commands.append(packets.load(int(packets.rng.integers(config.slots)), 1))
         chosen = [kind for kind in kinds if len(kinds) == 1 or packets.rng.integers(2)]
-        commands.append(packets.attend(chosen))
+        if "multiply" in chosen and (len(kinds) == 1 or packets.rng.integers(2)):
+            commands.append(packets.multiply())
+        else:
+            commands.append(packets.attend(chosen))
     return commands
 
 
-KINDS = ("intervals", "list", "mask", "bias", "slope")
+KINDS = ("intervals", "list", "mask", "bias", "slope", "load", "store", "multiply")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -164,7 +203,7 @@ def test_one_kind(name, kind):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(12))
 def test_all_kinds_with_stalls(name, seed):
     config = CONFIGS[name]
     stalls = {"command_stall": 0.3, "result_stall": 0.4} if seed % 2 else {}

@@ -300,8 +300,8 @@ def malformed(config):
         {"last_dim": dim},
         {"last_value_dim": dim},
     ]
-    reserved = [{"load_state": 1}, {"store_state": 1}, {"reserved": 1}]
-    yield from ((header(config, opcode=code, tag=200), 3) for code in (0, 6, 15, 255))
+    reserved = [{"reserved": 1}]
+    yield from ((header(config, opcode=code, tag=200), 3) for code in (0, 7, 15, 255))
     for values in bad:
         yield header(config, LOAD_FIELDS, **{**load, **values}, tag=200), 4
     for values in bad + reserved:

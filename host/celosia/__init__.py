@@ -13,6 +13,7 @@ from celosia_hw.config import AcceleratorConfig
 from .attention import RawResult, run_attention, run_attention_raw
 from .cache import KeyValueCache
 from .device import Device, DeviceError, RunReport, open_device
+from .matmul import run_matmul
 from .options import AttentionOptions
 from .quantize import Quantized
 
@@ -29,6 +30,7 @@ __all__ = [
     "open_device",
     "run_attention",
     "run_attention_raw",
+    "run_matmul",
 ]
 
 __version__ = _version("celosia")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from celosia_hw.config import AcceleratorConfig
 from .device import Device, default_device, open_device
 from .masks import HeadMask, resolve_masks
 from .options import AttentionOptions
+from .program import Program
 from .quantize import (
     SAFE_FRACTION,
     Operand,
@@ -28,13 +30,15 @@ from .quantize import (
     quantize_queries,
     quantize_values,
 )
-from .schedule import HeadGroup, Program, check_capacity, schedule
+from .schedule import HeadGroup, check_capacity, schedule
 from .tiling import query_tiles
 
 __all__ = [
     "Job",
     "RawResult",
+    "array_of",
     "like",
+    "opened",
     "operand_of",
     "plan_attention",
     "run_attention",
@@ -195,7 +199,7 @@ def run_attention_raw(
     -------
     RawResult
     """
-    with _opened(device) as accelerator:
+    with opened(device) as accelerator:
         job = plan_attention(
             accelerator.config,
             query,
@@ -223,14 +227,20 @@ class Job:
     Parameters
     ----------
     groups : list of HeadGroup
-    program : Program
+    programs : callable
+        Gives the programs that compute groups, as `schedule` does.
     shape : tuple of int
         Of the result.
     """
 
     groups: list[HeadGroup]
-    program: Program
+    programs: Callable[[Sequence[HeadGroup]], Iterator[Program]]
     shape: tuple[int, ...]
+
+    @functools.cached_property
+    def program(self) -> Program:
+        """The packets up to the point where the next ones depend on the replies."""
+        return next(self.programs(self.groups))
 
     def run(self, device: Device) -> RawResult:
         """Run on a device of the same configuration.
@@ -241,7 +251,8 @@ class Job:
         *lead, queries, value_dim = self.shape
         heads = math.prod(lead)
         values = np.zeros((heads, queries, value_dim), np.int16)
-        report = device.run(self.program, values)
+        self._run(device, self.groups, values)
+        report = device.report
         groups, again = [], []
         for group in self.groups:
             if group.values.result_fraction > SAFE_FRACTION and _saturated(values[group.heads]):
@@ -250,8 +261,10 @@ class Job:
                 again.append(group)
             groups.append(group)
         if again:
-            repeated = device.run(schedule(device.config, again, device.free_banks), values)
-            device.report = report.repeated(repeated, device.config.multipliers)
+            self._run(device, again, values)
+            assert report is not None
+            assert device.report is not None
+            device.report = report.followed(device.report, device.config.multipliers)
         empty = any(mask.is_empty.any() for group in groups for mask in group.masks)
         scale = np.zeros((heads, 1, 1))
         offset = np.zeros((heads, queries if empty else 1, value_dim))
@@ -272,6 +285,15 @@ class Job:
             offset.reshape(*lead, -1, value_dim),
             None if transform is None else transform.reshape(*lead, value_dim, value_dim),
         )
+
+    def _run(self, device: Device, groups: Sequence[HeadGroup], values: npt.NDArray) -> None:
+        """Run the programs of groups and report on all of them."""
+        report = None
+        for program in self.programs(groups):
+            following = device.run(program, values)
+            if report is not None:
+                following = report.followed(following, program.peak_macs)
+            report = device.report = following
 
 
 def _saturated(values: npt.NDArray[np.int16]) -> bool:
@@ -328,13 +350,13 @@ def plan_attention(
         lead,
         shapes["query"][-2],
         key_count,
-        attn_mask=None if attn_mask is None else _array(attn_mask),
+        attn_mask=None if attn_mask is None else array_of(attn_mask),
         mask_minimum=_mask_minimum(attn_mask),
         is_causal=is_causal,
-        key_length=None if key_length is None else _array(key_length),
+        key_length=None if key_length is None else array_of(key_length),
         window=window,
-        document_ids=None if document_ids is None else _array(document_ids),
-        alibi_slopes=None if alibi_slopes is None else _array(alibi_slopes),
+        document_ids=None if document_ids is None else array_of(document_ids),
+        alibi_slopes=None if alibi_slopes is None else array_of(alibi_slopes),
         causal_alignment=causal_alignment,
     )
     usable = config.key_banks if banks is None else banks
@@ -368,7 +390,7 @@ def plan_attention(
             )
         )
     shape = (*lead, shapes["query"][-2], shapes["value"][-1])
-    return Job(groups, schedule(config, groups, usable), shape)
+    return Job(groups, lambda some: schedule(config, some, usable), shape)
 
 
 def _logit_range(queries: Operand, keys: Operand, softmax_scale: float) -> float:
@@ -412,7 +434,7 @@ def _head_group(
 
 
 @contextlib.contextmanager
-def _opened(device: Device | str | None) -> Iterator[Device]:
+def opened(device: Device | str | None) -> Iterator[Device]:
     """The device to use; closed again if it was opened here."""
     if device is None:
         yield default_device()
@@ -432,7 +454,7 @@ def _is_tensor(x: Any) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
-def _array(x: Any) -> npt.NDArray[Any]:
+def array_of(x: Any) -> npt.NDArray[Any]:
     if _is_tensor(x):
         x = x.detach().cpu()
         if str(x.dtype) == "torch.bfloat16":  # NumPy has none; float32 holds it exactly
@@ -450,17 +472,17 @@ def _mask_minimum(mask: Any) -> float | None:
 
 def _operand(name: str, tensor: Any) -> Operand:
     if not isinstance(tensor, Quantized):
-        values = _array(tensor)
+        values = array_of(tensor)
         if values.dtype not in (np.float16, np.float32, np.float64):
             raise TypeError(
                 f"{name} is {values.dtype}: it must be float16, bfloat16, float32 or float64, "
                 "or Quantized(values, scale)"
             )
         return Operand(values)
-    values = _array(tensor.values)
+    values = array_of(tensor.values)
     if values.dtype != np.int8:
         raise TypeError(f"{name}.values is {values.dtype}: Quantized holds int8")
-    scale = _array(tensor.scale).astype(np.float64)
+    scale = array_of(tensor.scale).astype(np.float64)
     try:
         scale = np.broadcast_to(scale, (*values.shape[:-1], 1))
     except ValueError:
@@ -557,8 +579,13 @@ def _flatten(x: Any) -> Any:
     return None if x is None else x.reshape(-1, *x.shape[-2:])
 
 
-def like(query: Any, result: npt.NDArray[np.float64]) -> Any:
-    """`result` in the kind, dtype and torch device of the query."""
+def like(query: Any, result: npt.NDArray, dtype: Any = None) -> Any:
+    """`result` in the kind and torch device of the query, and in its dtype unless one is given."""
+    if dtype is not None:
+        result = result.astype(dtype)
+        if not _is_tensor(query):
+            return result
+        return sys.modules["torch"].from_numpy(result).to(query.device)
     template = query.values if isinstance(query, Quantized) else query
     if _is_tensor(template):
         torch = sys.modules["torch"]

@@ -193,7 +193,7 @@ class KeyValueCache:
         ]
         job = Job(
             parts,
-            resident_program(self._device.config, parts, self._slots),
+            lambda groups: iter([resident_program(self._device.config, groups, self._slots)]),
             (*shape[:-1], self._values.shape[-1]),
         )
         return like(query, job.run(self._device).dequantize())

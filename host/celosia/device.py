@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from celosia_hw.config import PRESETS, AcceleratorConfig, preset
@@ -29,7 +28,7 @@ from celosia_hw.protocol import (
     parse_statistics,
 )
 
-from .schedule import Program
+from .program import Program
 
 __all__ = ["Device", "DeviceError", "RunReport", "Transport", "open_device"]
 
@@ -93,8 +92,16 @@ class RunReport:
     stalled_output: int
     seconds: float
 
-    def repeated(self, again: RunReport, multipliers: int) -> RunReport:
-        """This run and another that repeated a part of it, which has no new useful MACs."""
+    def followed(self, again: RunReport, peak_macs: int) -> RunReport:
+        """This run and another that went on with it or repeated a part of it.
+
+        Parameters
+        ----------
+        again : RunReport
+            Its useful MACs are those of this run already.
+        peak_macs : int
+            Multiply-accumulates a clock of the arrays that are used.
+        """
         both = {
             name: getattr(self, name) + getattr(again, name)
             for name in (
@@ -102,7 +109,7 @@ class RunReport:
                 *("busy", "stalled_input", "stalled_output", "seconds"),
             )
         }
-        peak = both["clocks"] * multipliers
+        peak = both["clocks"] * peak_macs
         return RunReport(
             **both,
             useful_macs=self.useful_macs,
@@ -168,14 +175,14 @@ class Device:
         except (ProtocolError, ValueError) as error:
             raise DeviceError(f"the device cannot be identified: {error}") from error
 
-    def run(self, program: Program, result: npt.NDArray[np.int16]) -> RunReport:
+    def run(self, program: Program, result: npt.NDArray) -> RunReport:
         """Execute the packets of a program and write their results.
 
         Parameters
         ----------
         program : Program
             Made for the configuration of this device.
-        result : (heads, queries, value_dim) int16
+        result : (heads, queries, value_dim) int16 or int32
 
         Returns
         -------
@@ -195,10 +202,11 @@ class Device:
         seconds = time.perf_counter() - start
         clocks = self._open.clocks if total else 0
         for reply, tile in zip(replies, program.tiles, strict=True):
-            self._check(reply, Reply.RESULT, tile.tag, program.reply_bytes)
+            kind, size = program.expected(tile)
+            self._check(reply, kind, tile.tag, size)
         program.collect(replies, result)
         counters = self._counters()
-        peak = clocks * self.config.multipliers
+        peak = clocks * program.peak_macs
         self.report = RunReport(
             clocks=clocks,
             useful_macs=program.useful_macs,

@@ -8,6 +8,7 @@ others are not read. See `celosia_hw.protocol`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -58,6 +59,37 @@ class QueryTile:
     allowed: npt.NDArray[np.bool_] | None = None
     bias: npt.NDArray[np.int16] | None = None
     bias_shift: int = 0
+
+    def part(self, config: AcceleratorConfig, first: int, end: int) -> QueryTile | None:
+        """What is left of the tile with the key tiles from `first` up to `end` only."""
+        inside = (self.key_tiles >= first) & (self.key_tiles < end)
+        if not inside.any():
+            return None
+        size, key_tiles = config.key_rows, self.key_tiles[inside]
+        moved = int(key_tiles[0] - self.key_tiles[0]) * size
+        keys = int(key_tiles[-1] - key_tiles[0] + 1) * size
+        # Ends beyond these mean the same as these in every lane.
+        ends = {
+            name: min(max(self.fields[name] - moved, -config.query_lanes), keys)
+            for name in ("low", "high")
+        }
+        limit = min(max(self.fields["limit"] - moved, 0), keys)
+        slope = dict(self.slope)
+        if slope:
+            slope["anchor"] -= moved
+        intervals = self.intervals
+        if intervals is not None:
+            intervals = np.clip(intervals - moved, 0, keys)
+        columns = np.repeat(inside, size)
+        return dataclasses.replace(
+            self,
+            key_tiles=key_tiles,
+            fields={**self.fields, **ends, "limit": limit},
+            slope=slope,
+            intervals=intervals,
+            allowed=None if self.allowed is None else self.allowed[:, columns],
+            bias=None if self.bias is None else self.bias[:, columns],
+        )
 
 
 def query_tiles(

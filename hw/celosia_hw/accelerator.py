@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from .accumulator import AccumulatorLane
+from .arithmetic import OUTPUT_PARTS, PART_BITS, SUM_PARTS
 from .conductor import Conductor
 from .config import AcceleratorConfig
 from .drain import Drain
@@ -124,6 +125,8 @@ class Accelerator(wiring.Component):
             jobs.r_en.eq(sequencer.job.ready),
             sequencer.bank_free.eq(drain.bank_free),
             sequencer.mask_arrived.eq(front_end.mask_arrived),
+            sequencer.summed_up.eq(conductor.job.valid),
+            front_end.tile_done.eq(drain.tile_done),
             front_end.mask_done.eq(conductor.mask_done),
             conductor.tile_valid.eq(sequencer.tile_valid),
             conductor.tile.eq(sequencer.tile),
@@ -133,6 +136,7 @@ class Accelerator(wiring.Component):
         connect(m, conductor.job, drain.job)
 
         self._masks(m, front_end, sequencer, conductor)
+        self._states(m, front_end.write_valid, front_end.write, conductor)
         self._memories(m, front_end, sequencer, conductor, scores, values)
         self._lanes(m, conductor, scores, values, reciprocal, drain)
         self._counters(m, front_end, sequencer, drain)
@@ -172,6 +176,46 @@ class Accelerator(wiring.Component):
             tile_list.advance.eq(sequencer.list_advance),
             sequencer.list_offset.eq(tile_list.offset),
         ]
+
+    def _states(self, m: Module, valid: Value, write, conductor) -> None:
+        """Puts the parts of a state together: row sums go to a memory, outputs to the lanes."""
+        config = self.config
+        parts = [Signal(config.link_bits, name=f"part_{i}") for i in range(SUM_PARTS - 1)]
+        for number, part in enumerate(parts):
+            with m.If(valid & (write.part == number)):
+                m.d.sync += part.eq(write.data)
+
+        def numbers(*words: Value) -> list[Value]:
+            count = config.link_bits // PART_BITS
+            return [Cat(word.word_select(i, PART_BITS) for word in words) for i in range(count)]
+
+        m.submodules.sums = sums = FactorMemory(
+            config,
+            config.query_lanes,
+            QUERY_BUFFERS,
+            SUM_PARTS * PART_BITS,
+            SUM_PARTS * config.link_bits,
+        )
+        m.d.comb += [
+            sums.write.eq(
+                valid & (write.target == Target.STATE_SUMS) & (write.part == SUM_PARTS - 1)
+            ),
+            sums.write_group.eq(write.group),
+            sums.write_word.eq(write.word),
+            sums.write_data.eq(Cat(numbers(*parts, write.data))),
+            sums.start.eq(conductor.interval_start),
+            sums.group.eq(conductor.interval_buffer),
+            conductor.sums.eq(sums.factor),
+        ]
+        # Query buffers and banks of accumulators both alternate with every query tile.
+        self._state_bank = write.group
+        self._state_row = write.row
+        self._state_word = Mux(
+            valid & (write.target == Target.STATE_OUTPUTS) & (write.part == OUTPUT_PARTS - 1),
+            1 << write.word,
+            0,
+        )
+        self._state_outputs = numbers(*parts[: OUTPUT_PARTS - 1], write.data)
 
     def _memories(self, m: Module, front_end, sequencer, conductor, scores, values) -> None:
         config = self.config
@@ -234,7 +278,8 @@ class Accelerator(wiring.Component):
     def _lanes(self, m: Module, conductor, scores, values, reciprocal, drain) -> None:
         config = self.config
         step, read_step, write_step = conductor.step, conductor.read_step, conductor.write_step
-        totals, valids = [], []
+        totals, maxima, valids = [], [], []
+        per_word = config.link_bits // PART_BITS
         for c in range(config.query_lanes):
             m.submodules[f"softmax_{c}"] = softmax = SoftmaxLane(config)
             m.submodules[f"accumulator_{c}"] = accumulator = AccumulatorLane(config)
@@ -246,6 +291,14 @@ class Accelerator(wiring.Component):
                 softmax.bias.eq(self._mask_memory.biases[c]),
                 softmax.low.eq(conductor.low),
                 softmax.high.eq(conductor.high),
+                softmax.initial_maximum.eq(conductor.initial_maximum),
+                softmax.initial_total.eq(conductor.initial_total),
+                accumulator.score.eq(scores.scores[c]),
+                accumulator.is_product.eq(conductor.is_product),
+                accumulator.state_write.eq(self._state_word[c // per_word]),
+                accumulator.state_bank.eq(self._state_bank),
+                accumulator.state_index.eq(self._state_row),
+                accumulator.state.eq(self._state_outputs[c % per_word].as_signed()),
                 values.weights[c].eq(softmax.weight),
                 accumulator.partial.eq(values.partials[c]),
                 accumulator.read_step.eq(read_step),
@@ -259,14 +312,20 @@ class Accelerator(wiring.Component):
             step = softmax.next_step
             read_step, write_step = accumulator.next_read_step, accumulator.next_write_step
             totals.append(softmax.total)
+            maxima.append(softmax.final_maximum)
             valids.append(softmax.total_valid)
 
         # At most one lane has a row sum in any clock; the others give zeros.
+        maximum = Signal.like(drain.maximum)
         m.d.sync += [
+            maximum.eq(reduce(or_, maxima)),
             reciprocal.i_valid.eq(Cat(valids).any()),
             reciprocal.total.eq(reduce(or_, totals)),
         ]
         m.d.comb += [
+            drain.total_valid.eq(reciprocal.i_valid),
+            drain.total.eq(reciprocal.total),
+            drain.maximum.eq(maximum),
             drain.reciprocal_valid.eq(reciprocal.o_valid),
             drain.mantissa.eq(reciprocal.mantissa),
             drain.length.eq(reciprocal.length),

@@ -36,7 +36,13 @@ class AccumulatorStep(data.StructLayout):
 
     def __init__(self, config: AcceleratorConfig) -> None:
         super().__init__(
-            {"valid": 1, "first": 1, "fresh": 1, "bank": 1, "index": range(config.max_head_dim)}
+            {
+                "valid": 1,
+                "first": 1,
+                "fresh": 1,
+                "bank": 1,
+                "index": range(config.accumulator_depth),
+            }
         )
 
 
@@ -60,6 +66,10 @@ class AccumulatorLane(wiring.Component):
         `AccumulatorStep`, the write step `WRITE_LAG` clocks after the read step.
     rescale_valid, rescale : In
         For each tile, before its first read step: the right shift of the sums so far.
+    score, is_product : In
+        With `is_product` the score is written instead, one clock after it came.
+    state_write, state_bank, state_index, state : In
+        Write an accumulator of the bank that does not add up.
     drain_bank, drain_index : In
         Accumulator to read out.
     drained : Out
@@ -81,7 +91,13 @@ class AccumulatorLane(wiring.Component):
                 "rescale_valid": In(1),
                 "rescale": In(SHIFT_BITS),
                 "drain_bank": In(1),
-                "drain_index": In(range(config.max_head_dim)),
+                "score": In(signed(widths.score)),
+                "is_product": In(1),
+                "state_write": In(1),
+                "state_bank": In(1),
+                "state_index": In(range(config.accumulator_depth)),
+                "state": In(self._accumulator),
+                "drain_index": In(range(config.accumulator_depth)),
                 "drained": Out(self._accumulator),
             }
         )
@@ -108,18 +124,19 @@ class AccumulatorLane(wiring.Component):
             "rescaled",
             clear=delayed(m, self.read_step.fresh, 2, "fresh"),
         )
-        m.d.sync += total.eq(rescaled + self.partial)
+        m.d.sync += total.eq(Mux(self.is_product, self.score, rescaled + self.partial))
         return m
 
     def _bank(self, m: Module, bank: int, total: Signal):
-        depth = self._config.max_head_dim
+        depth = self._config.accumulator_depth
         storage = memory.Memory(shape=self._accumulator, depth=depth, init=[])
         m.submodules[f"bank_{bank}"] = storage
         write, read = storage.write_port(), storage.read_port()
+        adds = self.write_step.valid & (self.write_step.bank == bank)
         m.d.comb += [
-            write.addr.eq(self.write_step.index),
-            write.data.eq(total),
-            write.en.eq(self.write_step.valid & (self.write_step.bank == bank)),
+            write.addr.eq(Mux(adds, self.write_step.index, self.state_index)),
+            write.data.eq(Mux(adds, total, self.state)),
+            write.en.eq(adds | self.state_write & (self.state_bank == bank)),
             # The bank that adds up is never the one that is read out.
             read.addr.eq(
                 Mux(

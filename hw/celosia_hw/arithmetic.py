@@ -41,8 +41,12 @@ __all__ = [
     "MAX_RESULT_FRACTION",
     "MAX_SCORE_SHIFT",
     "MAX_SLOPE_SHIFT",
+    "OUTPUT_PARTS",
+    "PART_BITS",
+    "PRODUCT_PARTS",
     "RESULT_BITS",
     "SLOPE_BITS",
+    "SUM_PARTS",
     "Exp2Table",
     "Widths",
     "biased",
@@ -79,6 +83,10 @@ SLOPE_BITS = 16
 MAX_SLOPE_SHIFT = 31
 ANCHOR_BITS = 24
 """Bits of the key position at which a linear bias is zero, two's complement."""
+PART_BITS = 16
+"""Bits of the parts in which wide numbers cross the link."""
+SUM_PARTS, OUTPUT_PARTS, PRODUCT_PARTS = 4, 3, 2
+"""Parts of a row sum with its maximum (the last part), of an output, and of a product."""
 MASK_TILES = 8
 """Mask and bias tiles that wait in the accelerator for their key tile."""
 

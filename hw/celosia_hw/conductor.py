@@ -9,9 +9,16 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .accumulator import WRITE_LAG, AccumulatorStep
-from .arithmetic import ANCHOR_BITS, FACTOR_BITS, MASK_TILES
+from .arithmetic import (
+    ANCHOR_BITS,
+    FACTOR_BITS,
+    MASK_TILES,
+    PART_BITS,
+    SUM_PARTS,
+    Widths,
+)
 from .config import AcceleratorConfig
-from .drain import DrainJob
+from .drain import DrainJob, DrainKind
 from .mask_memory import MaskStep
 from .payload import INTERVAL_BITS
 from .pipeline import (
@@ -28,6 +35,10 @@ from .softmax_lane import LaneStep
 from .timing import ACCUMULATOR_READ, FACTOR_READ, MEMORY_READ, Timing
 
 __all__ = ["Conductor"]
+
+
+_DRAINED = "tag last_value_dim result_fraction load_state store_state"
+"""What the accumulators and the drain are told of a tile."""
 
 
 class _Event(NamedTuple):
@@ -58,8 +69,12 @@ class Conductor(wiring.Component):
         What they give.
     step : Out
         `LaneStep` of lane 0.
-    interval_start, interval_buffer, interval
-        Read of the explicit key intervals, as of factors.
+    interval_start, interval_buffer, interval, sums
+        Read of the explicit key intervals and of the row sums of states, as of factors.
+    initial_maximum, initial_total : Out
+        What the lane whose ``step.load_interval`` is set starts from.
+    is_product : Out(1)
+        The query tiles in the pipeline are those of MULTIPLYs.
     mask_step : Out
         `MaskStep` of lane 0.
     mask_done : Out(1)
@@ -103,6 +118,10 @@ class Conductor(wiring.Component):
                 "interval": In(2 * INTERVAL_BITS),
                 "mask_step": Out(MaskStep(config)),
                 "mask_done": Out(1),
+                "sums": In(SUM_PARTS * PART_BITS),
+                "initial_maximum": Out(signed(Widths(config).maximum)),
+                "initial_total": Out(Widths(config).total),
+                "is_product": Out(1),
                 "low": Out(signed(18)),
                 "high": Out(signed(18)),
                 "load": Out(1),
@@ -119,12 +138,15 @@ class Conductor(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        tile = _Event(self.tile_valid, self.tile)
+        product = _Event(self.tile_valid & self.tile.product, self.tile)
+        tile = _Event(self.tile_valid & ~self.tile.product, self.tile)
+        with m.If(self.tile_valid):
+            m.d.sync += self.is_product.eq(self.tile.product)
         self._factors(m, tile)
         self._masks(m, tile)
         scaled = self._scores(m, tile)
         summed = self._probabilities(m, scaled)
-        self._outputs(m, summed)
+        self._outputs(m, summed, product)
         return m
 
     def _later(self, m: Module, event: _Event, clocks: int, name: str, keep: str) -> _Event:
@@ -154,8 +176,9 @@ class Conductor(wiring.Component):
             m, tile, timing.load_factor - FACTOR_READ, "query_factors", "first query_buffer"
         )
         key = self._later(m, tile, timing.key_factor - FACTOR_READ, "key_factors", "slot")
+        every = _Event(self.tile_valid, self.tile)
         done = self._later(
-            m, tile, timing.position + self._config.query_lanes, "query_done", "last"
+            m, every, timing.position + self._config.query_lanes, "query_done", "last"
         )
         start = query.valid & query.record.first
         m.d.comb += [
@@ -213,7 +236,7 @@ class Conductor(wiring.Component):
 
     def _scores(self, m: Module, tile: _Event) -> _Event:
         timing, step = self._timing, self.step
-        behind = "slot base banks tag last_value_dim result_fraction"
+        behind = f"slot base banks {_DRAINED}"
         shift = self._later(
             m,
             tile,
@@ -225,7 +248,7 @@ class Conductor(wiring.Component):
         m.d.comb += step.score_shift.eq(self._hold(m, shift, "score_shift", "score_shift"))
 
         wait = timing.position - timing.score_shift
-        fields = "first low high low_step high_step limit intervals"
+        fields = "first low high low_step high_step limit intervals load_state"
         early = self._later(m, shift, wait - 2, "interval_read", f"{fields} query_buffer")
         m.d.comb += [
             self.interval_start.eq(early.valid & early.record.first),
@@ -258,6 +281,14 @@ class Conductor(wiring.Component):
             low.eq(Mux(start, event.record.low, low + low_step)),
             high.eq(Mux(start, event.record.high, high + high_step)),
         ]
+        has_state = self._hold(m, event, "load_state", "has_state")
+        widths, parts = Widths(self._config), PART_BITS * (SUM_PARTS - 1)
+        m.d.comb += [
+            self.initial_maximum.eq(
+                Mux(has_state, self.sums[parts:].as_signed(), widths.lowest_maximum)
+            ),
+            self.initial_total.eq(Mux(has_state, self.sums[:parts], 0)),
+        ]
         explicit = self._hold(m, event, "intervals", "explicit")
         explicit_low, explicit_high = (
             self.interval.word_select(i, INTERVAL_BITS).as_signed() for i in range(2)
@@ -271,7 +302,7 @@ class Conductor(wiring.Component):
     def _probabilities(self, m: Module, log: _Event) -> _Event:
         timing, step = self._timing, self.step
         ahead = timing.probability - timing.log_score
-        kept = "first last slot base banks tag last_value_dim result_fraction"
+        kept = f"first last slot base banks {_DRAINED}"
         factor = self._later(m, log, ahead + 1 - FACTOR_READ, "value_factors", kept)
         sums = self._later(m, factor, FACTOR_READ - 1, "row_sums", "first last")
         load = self._later(
@@ -293,10 +324,10 @@ class Conductor(wiring.Component):
         ]
         return factor
 
-    def _outputs(self, m: Module, factor: _Event) -> None:
+    def _outputs(self, m: Module, factor: _Event, product: _Event) -> None:
         timing, config = self._timing, self._config
         ahead = timing.value - MEMORY_READ - 1 - (timing.probability - FACTOR_READ)
-        kept = "first last base banks tag last_value_dim result_fraction"
+        kept = f"first last base banks {_DRAINED}"
         value = self._later(m, factor, ahead, "values", kept)
         reads = self._steps(
             m, value, "value_steps", value.record.last_value_dim, config.max_head_dim
@@ -306,36 +337,60 @@ class Conductor(wiring.Component):
         value_last = self._hold(m, value, "last", "value_last")
         m.d.comb += [
             self.swap.eq(delayed(m, reads.first, MEMORY_READ, "swap")),
-            self.banks_done.eq(Mux(reads.last & value_last, banks, 0)),
+            self.banks_done.eq(
+                Mux(product.valid & product.record.last, product.record.banks, 0)
+                | Mux(reads.last & value_last, banks, 0)
+            ),
         ]
 
         ahead = timing.partial - ACCUMULATOR_READ - timing.value + MEMORY_READ
-        kept = "first last tag last_value_dim result_fraction"
-        sums = self._later(m, value, ahead, "sums", kept)
-        self._accumulate(m, sums)
+        sums = self._later(m, value, ahead, "sums", f"first last {_DRAINED}")
+        self._accumulate(m, sums, product)
 
-    def _accumulate(self, m: Module, sums: _Event) -> None:
+    def _accumulate(self, m: Module, sums: _Event, product: _Event) -> None:
         config = self._config
+        scores = self._later(
+            m, product, self._timing.score, "products", "first last tag last_value_dim"
+        )
+        products = self._steps(m, scores, "product_steps", config.key_rows - 1, config.key_rows)
+        index = Signal(range(config.accumulator_depth))
+        with m.If(scores.valid & scores.record.first):
+            m.d.sync += index.eq(0)
+        with m.Elif(products.active):
+            m.d.sync += index.eq(index + 1)
         steps = self._steps(
             m, sums, "accumulate_steps", sums.record.last_value_dim, config.max_head_dim
         )
         bank = Signal(init=1)
-        with m.If(sums.valid & sums.record.first):
+        with m.If(sums.valid & sums.record.first | scores.valid & scores.record.first):
             m.d.sync += bank.eq(~bank)
         read = self.read_step
         m.d.comb += [
             read.valid.eq(steps.active),
             read.first.eq(steps.first),
-            read.fresh.eq(self._hold(m, sums, "first", "fresh")),
+            read.fresh.eq(
+                self._hold(m, sums, "first", "first_tile")
+                & ~self._hold(m, sums, "load_state", "from_state")
+            ),
             read.bank.eq(bank),
             read.index.eq(steps.index),
             self.write_step.eq(delayed(m, read.as_value(), WRITE_LAG, "write_step")),
         ]
+        with m.If(self.is_product):
+            m.d.comb += [
+                self.write_step.valid.eq(products.active),
+                self.write_step.bank.eq(bank),
+                self.write_step.index.eq(index),
+            ]
 
         # The last lane's last accumulator is written `query_lanes - 1` clocks after the first's.
-        fields = DrainJob().members
         last = self._hold(m, sums, "last", "sums_last")
-        held = {field: self._hold(m, sums, field, f"sums_{field}") for field in fields}
+        product_last = self._hold(m, scores, "last", "products_last")
+        held = {field: self._hold(m, sums, field, f"sums_{field}") for field in _DRAINED.split()}
+        product_held = {
+            field: self._hold(m, scores, field, f"products_{field}")
+            for field in ("tag", "last_value_dim")
+        }
         m.submodules.finished = done = EventDelay(
             # Two tiles of different value dimensions may end closer together than they start.
             DrainJob(),
@@ -343,8 +398,17 @@ class Conductor(wiring.Component):
             self._spacing // 2,
         )
         m.d.comb += [
-            done.i_valid.eq(steps.last & last),
+            done.i_valid.eq(steps.last & last | products.last & product_last),
             self.job.valid.eq(done.o_valid),
             self.job.payload.eq(done.o),
         ]
-        m.d.comb += [done.i[field].eq(held[field]) for field in fields]
+        m.d.comb += [
+            *(done.i[field].eq(held[field]) for field in ("tag", "last_value_dim")),
+            done.i.result_fraction.eq(held["result_fraction"]),
+            done.i.kind.eq(Mux(held["store_state"], DrainKind.STATE, DrainKind.RESULT)),
+        ]
+        with m.If(self.is_product):
+            m.d.comb += [
+                *(done.i[field].eq(value) for field, value in product_held.items()),
+                done.i.kind.eq(DrainKind.PRODUCT),
+            ]

@@ -141,6 +141,16 @@ class AcceleratorConfig:
         return self.key_banks * self.max_keys
 
     @property
+    def accumulator_depth(self) -> int:
+        """Accumulators of a bank and lane: a value dimension, or at least one tile of products."""
+        return max(self.max_head_dim, self.key_rows)
+
+    @property
+    def product_tiles(self) -> int:
+        """Key tiles that one MULTIPLY may take."""
+        return self.accumulator_depth // self.key_rows
+
+    @property
     def mask_keys(self) -> int:
         """Keys whose mask bits, one per lane, share a link word."""
         return self.link_bits // self.query_lanes
@@ -186,7 +196,7 @@ class AcceleratorConfig:
             "values": words * 8 * self.key_rows,
             "factors": self.slots * 32 * self.key_rows,
             "queries": 2 * self.max_head_dim * 8 * self.query_lanes,
-            "accumulators": 2 * self.max_head_dim * widths.accumulator * self.query_lanes,
+            "accumulators": 2 * self.accumulator_depth * widths.accumulator * self.query_lanes,
             "masks": MASK_TILES * self.key_rows * self.query_lanes * (1 + BIAS_BITS),
         }
 

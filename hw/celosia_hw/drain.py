@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import enum
+from typing import NamedTuple
+
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from .arithmetic import MAX_RESULT_FRACTION, RECIPROCAL_BITS, RESULT_BITS, Widths
+from .arithmetic import (
+    MAX_RESULT_FRACTION,
+    OUTPUT_PARTS,
+    PART_BITS,
+    PRODUCT_PARTS,
+    RECIPROCAL_BITS,
+    RESULT_BITS,
+    SUM_PARTS,
+    Widths,
+)
 from .config import AcceleratorConfig
 from .normalizer import Normalizer
 from .packets import PacketWord
@@ -22,19 +34,69 @@ SELECT = 3
 """Clocks from an accumulator's index to the values of a group of lanes."""
 
 
+_REPLIES = (Reply.RESULT, Reply.STATE, Reply.PRODUCT)
+"""Of each `DrainKind`."""
+
+
+class _Place(NamedTuple):
+    """Where in a packet the read pass is."""
+
+    group: Value
+    part: Value
+    in_sums: Value
+
+
+class _Store(NamedTuple):
+    """A memory of one number a lane; `complete`: that of the last lane has been written."""
+
+    complete: Value
+    read: memory.ReadPort
+
+
+def _part(number: Value, part: int) -> Value:
+    """16 bits of a number, its sign beyond its width."""
+    start = part * PART_BITS
+    bits = [number[min(bit, len(number) - 1)] for bit in range(start, start + PART_BITS)]
+    return Cat(bits).as_signed()
+
+
+class DrainKind(enum.IntEnum):
+    """What is made of finished accumulators."""
+
+    RESULT = 0
+    STATE = 1
+    PRODUCT = 2
+
+
 class DrainJob(data.StructLayout):
-    """A finished query tile: its tag, value dimension less one, and result fraction."""
+    """A finished query tile.
+
+    Members
+    -------
+    tag, last_value_dim : unsigned(8)
+        For the reply's header; the second is the number of rows less one.
+    result_fraction : unsigned
+    kind : unsigned
+        `DrainKind`.
+    """
 
     def __init__(self) -> None:
         super().__init__(
-            {"tag": 8, "last_value_dim": 8, "result_fraction": range(MAX_RESULT_FRACTION + 1)}
+            {
+                "tag": 8,
+                "last_value_dim": 8,
+                "result_fraction": range(MAX_RESULT_FRACTION + 1),
+                "kind": 2,
+            }
         )
 
 
 class Drain(wiring.Component):
-    """Reads finished accumulators, divides them by the row sums and makes RESULT packets.
+    """Reads finished accumulators and makes RESULT, STATE or PRODUCT packets.
 
-    Throughput: a group of `normalizer_lanes` results a clock. Back-pressure on `result` never
+    Results are divided by the row sums; states and products go through the same pipeline in parts
+    of 16 bits, as they are. Throughput: a group of `normalizer_lanes` results or parts a clock.
+    Back-pressure on `result` never
     reaches the arrays: accumulators are read only as far as the result FIFO has room for them.
     A bank is handed back as soon as all that is left of it is sure to be read before the next
     query tile can reach it.
@@ -49,6 +111,8 @@ class Drain(wiring.Component):
         Stream of finished query tiles, always ready: there are at most three.
     reciprocal_valid, mantissa, length : In
         Reciprocals of the row sums, lane by lane, query tile by query tile.
+    total_valid, total, maximum : In
+        The row sums themselves and their maxima, in the same order.
     bank, index : Out
         Accumulator to read in all lanes.
     outputs : In
@@ -73,8 +137,11 @@ class Drain(wiring.Component):
                 "reciprocal_valid": In(1),
                 "mantissa": In(RECIPROCAL_BITS),
                 "length": In(range(widths.total + 1)),
+                "total_valid": In(1),
+                "total": In(widths.total),
+                "maximum": In(signed(widths.maximum)),
                 "bank": Out(1),
-                "index": Out(range(config.max_head_dim)),
+                "index": Out(range(config.accumulator_depth)),
                 "outputs": In(data.ArrayLayout(signed(widths.accumulator), config.query_lanes)),
                 "bank_free": Out(1),
                 "tile_done": Out(1),
@@ -100,66 +167,89 @@ class Drain(wiring.Component):
         credit, spend = Signal(range(FIFO_WORDS + 1), init=FIFO_WORDS), Signal()
         m.d.sync += credit.eq(credit - spend + (results.r_rdy & results.r_en))
 
-        stored, reciprocals = self._store_reciprocals(m)
-        tiles = Signal(range(4))
-        header, step, row_end, end, group = self._read_pass(
-            m, job, jobs.r_rdy & (tiles != 0), credit, spend
+        is_product = job.kind == DrainKind.PRODUCT
+        reciprocals = self._store(
+            *(m, "reciprocals", self.reciprocal_valid, Cat(self.mantissa, self.length))
         )
-        m.d.sync += tiles.eq(tiles + stored - end)
+        sums = self._store(m, "sums", self.total_valid, Cat(self.total, self.maximum))
+        tiles = Signal(range(4))
+        header, step, word_end, end, place = self._read_pass(
+            m, job, jobs.r_rdy & (is_product | (tiles != 0)), credit, spend
+        )
+        m.d.sync += tiles.eq(tiles + reciprocals.complete - (end & ~is_product))
         m.d.comb += [jobs.r_en.eq(end), self.tile_done.eq(end)]
 
-        values = self._normalize(m, group, job.result_fraction, reciprocals)
+        values = self._normalize(m, job, place, end & ~is_product, reciprocals.read, sums.read)
         latency = SELECT + values.latency
-        m.submodules.heads = heads = EventDelay(16, latency, spacing=2)
-        m.d.comb += [heads.i_valid.eq(header), heads.i.eq(Cat(job.tag, job.last_value_dim))]
-        beat = delayed(m, Cat(step, row_end, end), latency, "beat")
+        m.submodules.heads = heads = EventDelay(18, latency, spacing=2)
+        m.d.comb += [
+            heads.i_valid.eq(header),
+            heads.i.eq(Cat(job.tag, job.last_value_dim, job.kind)),
+        ]
+        beat = delayed(m, Cat(step, word_end, end), latency, "beat")
         self._pack(m, heads, beat, values.results, results)
         return m
 
-    def _store_reciprocals(self, m: Module) -> tuple[Value, memory.ReadPort]:
-        """Keep the reciprocals of two query tiles; strobe when the last lane's is stored."""
+    def _store(self, m: Module, name: str, valid: Value, number: Value) -> _Store:
+        """Keep a number of each lane for two query tiles."""
         groups, width = self._groups, self._config.output_lanes
-        entry = data.ArrayLayout(RECIPROCAL_BITS + len(self.length), width)
-        m.submodules.reciprocals = store = memory.Memory(shape=entry, depth=2 * groups, init=[])
+        entry = data.ArrayLayout(len(number), width)
+        m.submodules[name] = store = memory.Memory(shape=entry, depth=2 * groups, init=[])
         write, read = store.write_port(granularity=1), store.read_port()
 
-        lane, place = Signal(range(width)), Signal(range(2 * groups))
+        lane = Signal(range(width), name=f"{name}_lane")
+        place = Signal(range(2 * groups), name=f"{name}_place")
         lane_last = lane == width - 1
-        with m.If(self.reciprocal_valid):
+        with m.If(valid):
             m.d.sync += lane.eq(Mux(lane_last, 0, lane + 1))
             with m.If(lane_last):
                 m.d.sync += place.eq(Mux(place == 2 * groups - 1, 0, place + 1))
         m.d.comb += write.addr.eq(place)
         for i in range(width):
-            m.d.comb += [
-                write.en[i].eq(self.reciprocal_valid & (lane == i)),
-                write.data[i].eq(Cat(self.mantissa, self.length)),
-            ]
+            m.d.comb += [write.en[i].eq(valid & (lane == i)), write.data[i].eq(number)]
         last = (place == groups - 1) | (place == 2 * groups - 1)
-        return delayed(m, self.reciprocal_valid & lane_last & last, 1, "stored"), read
+        return _Store(delayed(m, valid & lane_last & last, 1, f"{name}_stored"), read)
 
     def _read_pass(self, m: Module, job, ready: Value, credit: Signal, spend: Signal):
-        """Walk over indices and groups of lanes, after a clock for the header."""
+        """Walk over rows, link words, parts and groups of lanes, after a clock for the header."""
         config, groups = self._config, self._groups
         row_words = config.words(2 * config.query_lanes)
         busy, header, step = Signal(), Signal(), Signal()
-        group = Signal(range(max(groups, 2)))
-        words_left = Signal(range(config.max_head_dim * row_words + 1))
-        word_start, row_end, end = Signal(), Signal(), Signal()
+        first_group, sub = Signal(range(max(groups, 2))), Signal(range(max(self._per_word, 2)))
+        part, in_sums = Signal(range(SUM_PARTS)), Signal()
+        words_left = Signal(range(config.accumulator_depth * row_words + 1))
+        word_end, row_end, end = Signal(), Signal(), Signal()
+        group = Signal.like(first_group)
+        is_result = job.kind == DrainKind.RESULT
+        outputs = Mux(job.kind == DrainKind.STATE, OUTPUT_PARTS - 1, PRODUCT_PARTS - 1)
+        last_part = Mux(is_result, 0, Mux(in_sums, SUM_PARTS - 1, outputs))
         m.d.comb += [
+            group.eq(first_group + sub),
             header.eq(~busy & ready & (credit != 0)),
-            step.eq(busy & ((credit != 0) | ~word_start)),
-            word_start.eq((group & (self._per_word - 1)) == 0),
-            row_end.eq(step & (group == groups - 1)),
-            end.eq(row_end & (self.index == job.last_value_dim)),
-            spend.eq(header | step & word_start),
+            step.eq(busy & ((credit != 0) | (sub != 0))),
+            word_end.eq(step & ((sub == self._per_word - 1) | (group == groups - 1))),
+            row_end.eq(word_end & (part == last_part) & (group == groups - 1)),
+            end.eq(row_end & ~in_sums & (self.index == job.last_value_dim)),
+            spend.eq(header | step & (sub == 0)),
         ]
         with m.If(header):
-            m.d.sync += [busy.eq(1), words_left.eq((job.last_value_dim + 1) * row_words)]
+            m.d.sync += [
+                busy.eq(1),
+                in_sums.eq(job.kind == DrainKind.STATE),
+                words_left.eq((job.last_value_dim + 1) * row_words),
+            ]
         with m.If(step):
-            m.d.sync += [group.eq(group + 1), words_left.eq(words_left - word_start)]
+            m.d.sync += [sub.eq(sub + 1), words_left.eq(words_left - (sub == 0))]
+        with m.If(word_end):
+            m.d.sync += [sub.eq(0), part.eq(part + 1)]
+            with m.If(part == last_part):
+                m.d.sync += [part.eq(0), first_group.eq(first_group + self._per_word)]
         with m.If(row_end):
-            m.d.sync += [group.eq(0), self.index.eq(self.index + 1)]
+            m.d.sync += [
+                first_group.eq(0),
+                in_sums.eq(0),
+                self.index.eq(self.index + ~in_sums),
+            ]
         with m.If(end):
             m.d.sync += [busy.eq(0), self.index.eq(0), self.bank.eq(~self.bank)]
 
@@ -167,43 +257,61 @@ class Drain(wiring.Component):
         timing = Timing(config)
         words = max((timing.probability + config.key_rows) // self._per_word - 1, 0)
         freed = Signal()
-        certain = busy & ~freed & (words_left <= words) & (words_left <= credit)
+        certain = busy & is_result & ~freed & (words_left <= words) & (words_left <= credit)
         m.d.comb += self.bank_free.eq(certain | end & ~freed)
         m.d.sync += freed.eq((freed | certain) & ~end)
-        return header, step, row_end, end, group
+        return header, step, word_end, end, _Place(group, part, in_sums)
 
-    def _normalize(self, m: Module, group: Signal, fraction: Value, read) -> Normalizer:
-        """Select the group's outputs and reciprocals, `SELECT` clocks after its step."""
-        groups, width = self._groups, self._config.output_lanes
+    def _normalize(self, m: Module, job, place: _Place, advance: Value, read, sums) -> Normalizer:
+        """Select the group's outputs and reciprocals, `SELECT` clocks after its step.
+
+        A part goes through unchanged as a quotient of `PART_BITS` bits by one.
+        """
+        groups, width, widths = self._groups, self._config.output_lanes, Widths(self._config)
         m.submodules.normalizer = normalizer = Normalizer(self._config)
-        bank = delayed(m, self.bank, 1, "bank")
-        group_1 = delayed(m, group, 1, "group")
+        # Products have no row sums, so these have banks of their own.
+        sum_bank = Signal()
+        m.d.sync += sum_bank.eq(sum_bank ^ advance)
+        whole = delayed(m, job.kind == DrainKind.RESULT, 2, "is_result")
+        in_sums = delayed(m, place.in_sums, 2, "in_sums")
+        part = delayed(m, place.part, 2, "part")
+        group_1 = delayed(m, place.group, 1, "group")
         group_2 = delayed(m, group_1, 1, "group_beside_outputs")
+        address = Mux(delayed(m, sum_bank, 1, "sum_bank"), groups, 0) + group_1
+        fraction = Mux(job.kind == DrainKind.RESULT, job.result_fraction, 0)
         m.d.comb += [
-            read.addr.eq(Mux(bank, groups, 0) + group_1),
+            read.addr.eq(address),
+            sums.addr.eq(address),
             normalizer.result_fraction.eq(delayed(m, fraction, SELECT, "fraction")),
         ]
+        one = Const(1 << (RECIPROCAL_BITS - 1), RECIPROCAL_BITS)
         for i in range(width):
             lanes = Array(self.outputs[g * width + i] for g in range(groups))
+            output = lanes[group_2]
+            total, maximum = sums.data[i][: widths.total], sums.data[i][widths.total :]
+            wide = Mux(in_sums, Cat(total, Const(0, 1)).as_signed(), output.as_signed())
+            parts = Array(_part(wide, p) for p in range(SUM_PARTS - 1))
+            shown = Mux(in_sums & (part == SUM_PARTS - 1), maximum.as_signed(), parts[part])
             m.d.sync += [
-                normalizer.outputs[i].eq(lanes[group_2]),
-                normalizer.mantissas[i].eq(read.data[i][:RECIPROCAL_BITS]),
-                normalizer.lengths[i].eq(read.data[i][RECIPROCAL_BITS:]),
+                normalizer.outputs[i].eq(Mux(whole, output.as_signed(), shown)),
+                normalizer.mantissas[i].eq(Mux(whole, read.data[i][:RECIPROCAL_BITS], one)),
+                normalizer.lengths[i].eq(Mux(whole, read.data[i][RECIPROCAL_BITS:], 0)),
             ]
         return normalizer
 
     def _pack(self, m: Module, heads: EventDelay, beat: Value, values, results) -> None:
         """Collect groups to link words behind a header, and write them to the FIFO."""
         link, width = self._config.link_bits, RESULT_BITS * self._config.output_lanes
-        step, row_end, end = beat
+        step, full, end = beat
         place = Signal(range(max(self._per_word, 2)))
         word = Signal(link)
-        full = row_end | (place == self._per_word - 1)
         fields = {
-            "opcode": Const(Reply.RESULT, REPLY_FIELDS["opcode"]),
+            "opcode": Array(Const(reply, REPLY_FIELDS["opcode"]) for reply in _REPLIES)[
+                heads.o[16:]
+            ],
             "tag": heads.o[:8],
             "code": Const(0, REPLY_FIELDS["code"]),
-            "last_value_dim": heads.o[8:],
+            "last_value_dim": heads.o[8:16],
         }
         write, last = Signal(), Signal()
         m.d.sync += [write.eq(heads.o_valid | step & full), last.eq(end)]

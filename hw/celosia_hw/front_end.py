@@ -29,14 +29,15 @@ __all__ = ["FrontEnd"]
 class FrontEnd(wiring.Component):
     """Parses command packets in order.
 
-    LOAD and APPEND payloads go straight into the memories, ATTEND payloads into one of two query
-    buffers and, once complete but for mask tiles, as a job to the sequencer, so that loads overlap
-    the computation. A LOAD or APPEND waits while an earlier query tile still reads one of its
-    banks, an ATTEND while both query buffers are taken, a mask tile while `MASK_TILES` wait for
-    their key tile, a reply while the result stream is busy: that is all the back-pressure on
-    `command`. Throughput: a payload word every clock, of an APPEND a byte; a packet takes two
-    clocks more. A malformed packet is skipped up to its last word and answered with an ERROR;
-    mask tiles that are missing are taken for zeros first.
+    LOAD and APPEND payloads go straight into the memories, ATTEND and MULTIPLY payloads into one of
+    two query buffers and, once complete but for mask tiles, as a job to the sequencer, so that
+    loads overlap the computation. A LOAD or APPEND waits while an earlier query tile still reads
+    one of its banks, an ATTEND or MULTIPLY while both query buffers are taken, a state while more
+    than one earlier query tile has not been read out, a mask tile while `MASK_TILES` wait for their
+    key tile, a reply while the result stream is busy: that is all the back-pressure on `command`.
+    Throughput: a payload word every clock, of an APPEND a byte; a packet takes two clocks more. A
+    malformed packet is skipped up to its last word and answered with an ERROR; mask tiles that are
+    missing are taken for zeros first.
 
     Parameters
     ----------
@@ -56,6 +57,8 @@ class FrontEnd(wiring.Component):
         Strobe: a mask tile is complete.
     mask_done, buffer_done, banks_done : In
         Strobes from the conductor.
+    tile_done : In(1)
+        Strobe from the drain: a query tile has been read out.
     counters : In
         As in `protocol.COUNTER_NAMES`.
     clear_counters : Out(1)
@@ -74,6 +77,7 @@ class FrontEnd(wiring.Component):
                 "job": Out(stream.Signature(QueryJob(config))),
                 "mask_arrived": Out(1),
                 "mask_done": In(1),
+                "tile_done": In(1),
                 "buffer_done": In(1),
                 "banks_done": In(config.key_banks),
                 "counters": In(data.ArrayLayout(COUNTER_BITS, len(COUNTER_NAMES))),
@@ -117,19 +121,23 @@ class FrontEnd(wiring.Component):
         header_end = (place == 2 * chunks - 1) | (place == chunks - 1) & ~is_extended
         is_load, is_attend = header.opcode == Opcode.LOAD, header.opcode == Opcode.ATTEND
         is_append = header.opcode == Opcode.APPEND
-        has_payload = is_load | is_attend | is_append
+        is_multiply = header.opcode == Opcode.MULTIPLY
+        is_query = is_attend | is_multiply
+        has_payload = is_load | is_query | is_append
         counters_header = header_layout(COUNTERS_FIELDS)
         answers = {Opcode.IDENTIFY: Reply.IDENTITY, Opcode.COUNTERS: Reply.STATISTICS}
         unknown = ~has_payload
         for opcode in answers:
             unknown &= header.opcode != opcode
 
-        base, bad_field, banks = self._decode(m, header, is_attend, is_append)
-        blocked, buffer_index = self._occupancy(m, is_attend, banks)
+        base, bad_field, banks = self._decode(m, header, is_attend, is_append, is_multiply)
+        blocked, buffer_index = self._occupancy(m, is_query, banks)
         has_masks = is_attend & (header.mask | header.bias)
         has_room, mask_place = self._mask_room(m)
-        waits = (writer.target >= Target.MASK) & ~has_room
-        ended, error = Signal(), Signal(ErrorCode)
+        is_mask = writer.target >= Target.MASK
+        is_state = (writer.target == Target.STATE_SUMS) | (writer.target == Target.STATE_OUTPUTS)
+        waits = is_mask & ~has_room | is_state & ~self._state_room(m)
+        ended, filling, error = Signal(), Signal(), Signal(ErrorCode)
 
         with m.FSM():
             with m.State("HEADER"):
@@ -178,7 +186,7 @@ class FrontEnd(wiring.Component):
                 m.d.comb += [
                     step.eq(buffer.r_rdy & ~waits),
                     take.eq(step & writer.take),
-                    self.job.valid.eq(taken & complete & is_attend),
+                    self.job.valid.eq(taken & complete & is_query),
                 ]
                 with m.If(taken):
                     m.d.sync += ended.eq(word.last)
@@ -189,13 +197,13 @@ class FrontEnd(wiring.Component):
                         m.next = "SKIP"
                     with m.Elif(word.last):
                         m.d.sync += error.eq(ErrorCode.TRUNCATED)
-                        with m.If(writer.target >= Target.MASK):
+                        with m.If(is_mask):
                             m.next = "FILL"
                         with m.Else():
                             m.next = "REPLY"
 
             with m.State("FILL"):  # the job waits for its mask tiles
-                m.d.comb += step.eq(~waits)
+                m.d.comb += [step.eq(~waits), filling.eq(1)]
                 with m.If(step & writer.end):
                     m.next = "REPLY"
 
@@ -230,7 +238,7 @@ class FrontEnd(wiring.Component):
 
         m.d.comb += [
             writer.step.eq(step),
-            writer.present.eq(self._present(header, is_attend)),
+            writer.present.eq(self._present(header, is_attend, is_multiply)),
             writer.single.eq(is_append),
             writer.element.eq(header.tiles),
             writer.mask_place.eq(mask_place),
@@ -238,32 +246,41 @@ class FrontEnd(wiring.Component):
                 (header.listed - 1) >> (config.link_bytes // 2 - 1).bit_length()
             ),
             self.mask_arrived.eq(step & writer.mask_end),
-            writer.group.eq(Mux(is_attend, buffer_index, header.slot)),
-            writer.base.eq(Mux(is_attend, Mux(buffer_index, config.max_head_dim, 0), base)),
+            writer.group.eq(Mux(is_query, buffer_index, header.slot)),
+            writer.base.eq(Mux(is_query, Mux(buffer_index, config.max_head_dim, 0), base)),
             writer.last_tile.eq(
-                Mux(is_attend, Mux(has_masks, last_tile, 0), Mux(is_append, 0, header.tiles - 1))
+                Mux(is_query | is_append, Mux(has_masks, last_tile, 0), header.tiles - 1)
             ),
             writer.last_dim.eq(header.last_dim),
             writer.last_value_dim.eq(header.last_value_dim),
-            writer.data.eq(word.data),
+            writer.data.eq(Mux(filling, 0, word.data)),
             self.write_valid.eq(writer.write_valid),
             self.write.eq(writer.write),
         ]
-        self._job(m, header, base, banks, buffer_index)
+        self._job(m, header, base, banks, buffer_index, is_attend)
         return m
 
-    def _present(self, header, is_attend: Value) -> Value:
+    def _present(self, header, is_attend: Value, is_multiply: Value) -> Value:
         """The targets of the payload at hand."""
         present = {
             Target.INTERVALS: header.intervals,
             Target.QUERY_FACTORS: 1,
             Target.QUERIES: 1,
             Target.TILE_LIST: header.listed != 0,
+            Target.STATE_SUMS: header.load_state,
+            Target.STATE_OUTPUTS: header.load_state,
             Target.MASK: header.mask,
             Target.BIAS: header.bias,
         }
         attend = Cat(Value.cast(present.get(target, 0)) for target in Target)
-        return Mux(is_attend, attend, (1 << (Target.VALUES + 1)) - 1)
+        keys = (1 << (Target.VALUES + 1)) - 1
+        return Mux(is_attend, attend, Mux(is_multiply, 1 << Target.QUERIES, keys))
+
+    def _state_room(self, m: Module) -> Value:
+        """Whether the accumulators of the query tile at hand have been read out."""
+        unfinished = Signal(range(8))
+        m.d.sync += unfinished.eq(unfinished + self.job.valid - self.tile_done)
+        return unfinished <= 1
 
     def _mask_room(self, m: Module) -> tuple[Value, Signal]:
         """Whether a mask tile has a place, and where the next one goes."""
@@ -274,7 +291,9 @@ class FrontEnd(wiring.Component):
         ]
         return waiting != MASK_TILES, place
 
-    def _decode(self, m: Module, header, is_attend, is_append) -> tuple[Signal, Signal, Signal]:
+    def _decode(
+        self, m: Module, header, is_attend, is_append, is_multiply
+    ) -> tuple[Signal, Signal, Signal]:
         """First row, whether a field is out of range, and banks touched; a clock later."""
         config = self._config
         end = Signal(17)
@@ -288,12 +307,11 @@ class FrontEnd(wiring.Component):
                 Mux(is_append, header.tiles >= config.key_rows, header.tiles == 0)
                 | (end > config.slots)
                 | (header.last_dim >= dims)
-                | (header.last_value_dim >= dims)
+                | (header.last_value_dim >= Mux(is_multiply, config.accumulator_depth, dims))
+                | is_multiply & (header.tiles > config.product_tiles)
                 | is_attend
                 & (
                     header.reserved.any()
-                    | header.load_state
-                    | header.store_state
                     | header.extension_reserved.any()
                     | (header.listed != 0) & (header.listed >= header.tiles)
                 )
@@ -307,7 +325,7 @@ class FrontEnd(wiring.Component):
         ]
         return base, bad_field, banks
 
-    def _occupancy(self, m: Module, is_attend: Value, banks: Signal) -> tuple[Value, Signal]:
+    def _occupancy(self, m: Module, is_query: Value, banks: Signal) -> tuple[Value, Signal]:
         """Whether the packet at hand must wait, and the query buffer to fill next."""
         committed = self.job.valid
         buffers, index = Signal(range(QUERY_BUFFERS + 1)), Signal(range(QUERY_BUFFERS))
@@ -321,12 +339,15 @@ class FrontEnd(wiring.Component):
             count = Signal(range(32), name=f"reading_{bank}")
             m.d.sync += count.eq(count + (committed & banks[bank]) - self.banks_done[bank])
             reading.append(count != 0)
-        return Mux(is_attend, buffers == QUERY_BUFFERS, (Cat(reading) & banks).any()), index
+        return Mux(is_query, buffers == QUERY_BUFFERS, (Cat(reading) & banks).any()), index
 
-    def _job(self, m: Module, header, base: Signal, banks: Signal, buffer_index: Signal) -> None:
+    def _job(
+        self, m: Module, header, base: Signal, banks: Signal, buffer_index: Signal, is_attend
+    ) -> None:
         config, job = self._config, self.job.payload
         pitch = config.pitch(1, 1) - 1
-        dim = Mux(header.last_dim > header.last_value_dim, header.last_dim, header.last_value_dim)
+        is_value_longer = is_attend & (header.last_value_dim > header.last_dim)
+        dim = Mux(is_value_longer, header.last_value_dim, header.last_dim)
         last_clock = Signal.like(job.last_clock)
         m.d.sync += last_clock.eq(Mux(dim > pitch, dim, pitch))
         m.d.comb += [
@@ -335,6 +356,9 @@ class FrontEnd(wiring.Component):
             job.query_buffer.eq(buffer_index),
             job.last_tile.eq(Mux(header.listed != 0, header.listed, header.tiles - 1)),
             job.is_listed.eq(header.listed != 0),
+            job.product.eq(~is_attend),
+            job.load_state.eq(is_attend & header.load_state),
+            job.store_state.eq(is_attend & header.store_state),
             job.last_clock.eq(last_clock),
         ]
         copied = (

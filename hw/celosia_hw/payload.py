@@ -8,7 +8,7 @@ from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from .arithmetic import ELEMENT_BITS, FACTOR_BITS, MASK_TILES
+from .arithmetic import ELEMENT_BITS, FACTOR_BITS, MASK_TILES, OUTPUT_PARTS, SUM_PARTS
 from .config import AcceleratorConfig
 from .protocol import interval_words, mask_tile_words
 
@@ -30,8 +30,10 @@ class Target(enum.IntEnum):
     QUERY_FACTORS = 5
     QUERIES = 6
     TILE_LIST = 7
-    MASK = 8
-    BIAS = 9
+    STATE_SUMS = 8
+    STATE_OUTPUTS = 9
+    MASK = 10
+    BIAS = 11
 
 
 class MemoryWrite(data.StructLayout):
@@ -46,11 +48,11 @@ class MemoryWrite(data.StructLayout):
     target : unsigned
         `Target`.
     row : unsigned
-        Row of a key, value or query memory, or of a bias tile.
+        Row of a key, value or query memory, of the outputs of a state, or of a bias tile.
     group : unsigned
         Group of a factor memory or list: the slot or the query buffer; place of a mask tile.
-    word : unsigned
-        Word of the row or group.
+    word, part : unsigned
+        Word of the row or group, and its part.
     single : 1
         Only one element or factor is written; `data` repeats it.
     element : unsigned
@@ -65,6 +67,7 @@ class MemoryWrite(data.StructLayout):
                 "row": range(max(config.slots, QUERY_BUFFERS) * config.max_head_dim),
                 "group": range(max(config.slots, QUERY_BUFFERS, MASK_TILES)),
                 "word": range(max(*_words(config), 2)),
+                "part": range(SUM_PARTS),
                 "single": 1,
                 "element": range(config.key_rows),
                 "data": config.link_bits,
@@ -84,6 +87,8 @@ def _words(config: AcceleratorConfig) -> list[int]:
         config.words(2 * lanes),
         config.words(lanes),
         config.words(2 * config.slots),
+        config.words(2 * lanes),
+        config.words(2 * lanes),
         mask_tile_words(config),
         config.words(2 * lanes),
     ]
@@ -162,18 +167,19 @@ class PayloadWriter(wiring.Component):
         m = Module()
         config, target = self._config, self.target
         row = Signal(range(max(config.max_head_dim, config.key_rows)))
-        word = Signal.like(self.write.word)
+        word, part = Signal.like(self.write.word), Signal.like(self.write.part)
         group, base = Signal.like(self.group), Signal.like(self.base)
         tiles_left = Signal.like(self.last_tile)
         following, is_last = self._following(m, target)
-        last_word, last_row = self._geometry(target)
+        last_word, last_row, last_part = self._geometry(target)
 
         elements_per_word = config.link_bits // ELEMENT_BITS
         in_word = row[: (elements_per_word - 1).bit_length()]
         by_element = self.single & ((target == Target.KEYS) | (target == Target.VALUES))
-        row_end, target_end, tile_end = Signal(), Signal(), Signal()
+        part_end, row_end, target_end, tile_end = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            row_end.eq(self.single | (word == last_word)),
+            part_end.eq(part == last_part),
+            row_end.eq(part_end & (self.single | (word == last_word))),
             target_end.eq(row_end & (row == last_row)),
             tile_end.eq(target_end & is_last),
             self.take.eq(~by_element | target_end | (in_word == elements_per_word - 1)),
@@ -186,7 +192,9 @@ class PayloadWriter(wiring.Component):
         first = self._first(m, self.present)
         first_mask = Mux(self.present[Target.MASK], Target.MASK, Target.BIAS)
         with m.If(self.step):
-            m.d.sync += word.eq(Mux(row_end, 0, word + 1))
+            m.d.sync += part.eq(Mux(part_end, 0, part + 1))
+            with m.If(part_end):
+                m.d.sync += word.eq(Mux(row_end, 0, word + 1))
             with m.If(row_end):
                 m.d.sync += row.eq(Mux(target_end, 0, row + 1))
             with m.If(target_end):
@@ -200,7 +208,7 @@ class PayloadWriter(wiring.Component):
                 ]
         with m.If(self.start):
             m.d.sync += [
-                *(target.eq(first), row.eq(0), word.eq(0)),
+                *(target.eq(first), row.eq(0), word.eq(0), part.eq(0)),
                 group.eq(self.group),
                 base.eq(self.base),
                 tiles_left.eq(self.last_tile),
@@ -210,9 +218,11 @@ class PayloadWriter(wiring.Component):
         m.d.sync += [
             self.write_valid.eq(self.step),
             self.write.target.eq(target),
-            self.write.row.eq(Mux(is_mask, 0, base) + row),
+            # Biases and outputs of a state are not rows of a slot or buffer.
+            self.write.row.eq(Mux(target >= Target.STATE_SUMS, 0, base) + row),
             self.write.group.eq(Mux(is_mask, self.mask_place, group)),
             self.write.word.eq(Mux(self.single, self._single_word(by_element), word)),
+            self.write.part.eq(part),
             self.write.single.eq(self.single),
             self.write.element.eq(self.element),
             self.write.data.eq(self._data(by_element, in_word)),
@@ -234,16 +244,19 @@ class PayloadWriter(wiring.Component):
             m.d.comb += later[candidate].eq(self.present[candidate] & (target < candidate))
         return self._first(m, later), later == 0
 
-    def _geometry(self, target: Value) -> tuple[Value, Value]:
-        """Words of a row and rows of a target, each less one."""
+    def _geometry(self, target: Value) -> tuple[Value, Value, Value]:
+        """Words of a row, rows and parts of a target, each less one."""
         config = self._config
         words: list = [Const(count - 1) for count in _words(config)]
         words[Target.TILE_LIST] = self.last_list_word
         rows: list = [Const(0)] * len(Target)
         rows[Target.KEYS] = rows[Target.QUERIES] = self.last_dim
-        rows[Target.VALUES] = self.last_value_dim
+        rows[Target.VALUES] = rows[Target.STATE_OUTPUTS] = self.last_value_dim
         rows[Target.BIAS] = Const(config.key_rows - 1)
-        return Array(words)[target], Array(rows)[target]
+        parts = [Const(0)] * len(Target)
+        parts[Target.STATE_SUMS] = Const(SUM_PARTS - 1)
+        parts[Target.STATE_OUTPUTS] = Const(OUTPUT_PARTS - 1)
+        return Array(words)[target], Array(rows)[target], Array(parts)[target]
 
     def _single_word(self, by_element: Value) -> Value:
         """The word of a single element or factor."""

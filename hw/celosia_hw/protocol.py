@@ -9,6 +9,8 @@ carries ``last``. Numbers are little-endian. Commands have a header of 16 bytes,
     LOAD       slot, tiles, head dims, key tiles      (no reply)
     APPEND     slot, key, head dims, one key          (no reply)
     ATTEND     slot, tiles, ..., one query tile       -> RESULT     one result tile
+               the same with store_state              -> STATE      sums so far
+    MULTIPLY   slot, tiles, ..., queries alone        -> PRODUCT    exact dot products
     anything malformed                                -> ERROR      code
 
 A key tile is R key factors, R value factors (uint16), then for each t below the head dimension a
@@ -16,7 +18,9 @@ row of R bytes ``K[0..R-1, t]``, and for each t below the value dimension a row 
 a query tile is C query factors and rows ``Q[0..C-1, t]``; a result tile is rows of C int16
 ``O[0..C-1, t]``. An ATTEND with ``extended`` has 16 bytes more header, `EXTENSION_FIELDS`, and
 what that announces: key intervals before the queries and, after them, the list of key tiles and
-mask bits and biases for each of these.
+mask bits and biases for each of these. A state, which an ATTEND with ``load_state`` brings behind
+the list, is a row of sums and a row of each output; a product tile a row of each key. The numbers
+of these rows cross the link in parts of 16 bits, see `part_words`.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .arithmetic import ANCHOR_BITS, SLOPE_BITS
+from .arithmetic import ANCHOR_BITS, OUTPUT_PARTS, PRODUCT_PARTS, SLOPE_BITS, SUM_PARTS
 from .config import AcceleratorConfig
 
 __all__ = [
@@ -57,8 +61,11 @@ __all__ = [
     "mask_tile_words",
     "parse_identity",
     "parse_statistics",
+    "part_words",
+    "product_words",
     "query_tile_words",
     "result_tile_words",
+    "state_words",
     "tile_list_words",
 ]
 
@@ -82,6 +89,7 @@ class Opcode(enum.IntEnum):
     LOAD = 3
     ATTEND = 4
     APPEND = 5
+    MULTIPLY = 6
 
 
 class Reply(enum.IntEnum):
@@ -90,6 +98,8 @@ class Reply(enum.IntEnum):
     IDENTITY = 1
     STATISTICS = 2
     RESULT = 4
+    STATE = 5
+    PRODUCT = 6
     ERROR = 15
 
 
@@ -126,10 +136,11 @@ ATTEND_FIELDS = {
     "high": 16,
     "limit": 16,
 }
-"""An ATTEND's fields. Keys count from the first key of `slot`. Lane c may attend to the keys from
-``low + c * low_step`` up to, not including, ``min(high + c * high_step, limit)``. `last_dim` and
-`last_value_dim` are the head dimensions less one. `load_state` and `store_state` are reserved and
-must be zero."""
+"""An ATTEND's fields; a MULTIPLY has the same, but uses none from `score_shift` on. Keys count from
+the first key of `slot`. Lane c may attend to the keys from ``low + c * low_step`` up to, not
+including, ``min(high + c * high_step, limit)``. `last_dim` and `last_value_dim` are the head
+dimensions less one; the second of a MULTIPLY is the number of its keys, less one. With `load_state`
+the payload brings the state to start from; with `store_state` the reply is the state."""
 EXTENSION_FIELDS = {
     "listed": 16,
     "slope": SLOPE_BITS,
@@ -282,3 +293,22 @@ def interval_words(config: AcceleratorConfig) -> int:
 def tile_list_words(config: AcceleratorConfig, listed: int) -> int:
     """Link words of a list of key tiles: uint16 offsets from the first."""
     return config.words(2 * listed)
+
+
+def part_words(config: AcceleratorConfig, rows: int, parts: int) -> int:
+    """Link words of rows of C numbers that cross the link in parts of 16 bits.
+
+    A row is cut into words of lanes; of each of these the words of all parts follow each other,
+    the least significant part first.
+    """
+    return rows * parts * config.words(2 * config.query_lanes)
+
+
+def state_words(config: AcceleratorConfig, value_dim: int) -> int:
+    """Link words of a state: a row of row sums with maxima, and a row of each output."""
+    return part_words(config, 1, SUM_PARTS) + part_words(config, value_dim, OUTPUT_PARTS)
+
+
+def product_words(config: AcceleratorConfig, keys: int) -> int:
+    """Link words of a product tile: a row of C int32 for each key."""
+    return part_words(config, keys, PRODUCT_PARTS)

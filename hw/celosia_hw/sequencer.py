@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 from .arithmetic import ANCHOR_BITS, MASK_TILES, MAX_RESULT_FRACTION, SLOPE_BITS
 from .config import AcceleratorConfig
 from .softmax_lane import SHIFT_BITS
+from .timing import Timing
 
 __all__ = ["QueryJob", "Sequencer", "TileRecord"]
 
@@ -20,7 +21,7 @@ def _tile_members(config: AcceleratorConfig) -> dict:
         "tag": 8,
         "slot": range(config.slots),
         "base": range(config.slots * config.max_head_dim),
-        "last_value_dim": range(config.max_head_dim),
+        "last_value_dim": range(config.accumulator_depth),
         "score_shift": SHIFT_BITS,
         "result_fraction": range(MAX_RESULT_FRACTION + 1),
         "low_step": 1,
@@ -37,6 +38,9 @@ def _tile_members(config: AcceleratorConfig) -> dict:
         "slope": SLOPE_BITS,
         "slope_shift": 5,
         "anchor": signed(ANCHOR_BITS),
+        "product": 1,
+        "load_state": 1,
+        "store_state": 1,
     }
 
 
@@ -66,6 +70,10 @@ class QueryJob(data.StructLayout):
         As in `protocol.ATTEND_FIELDS`.
     intervals, mask, bias, bias_shift, slope, slope_shift, anchor
         As in `protocol.EXTENSION_FIELDS`.
+    product : 1
+        A MULTIPLY; the reply is a PRODUCT.
+    load_state, store_state : 1
+        As in `protocol.ATTEND_FIELDS`.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -117,7 +125,9 @@ class Sequencer(wiring.Component):
     nothing behind it ever waits; a key tile with mask bits or biases when these have arrived.
     Throughput: a key tile every `AcceleratorConfig.pitch` clocks, without a gap between query tiles
     of the same head dimensions; two query tiles start at least `query_lanes` clocks apart, and
-    after a change of head dimensions the pipeline waits for one old head dimension.
+    after a change of head dimensions the pipeline waits for one old head dimension. Before and
+    after a query tile that starts from a state the distance is `Timing.state_gap` clocks, and
+    between ATTENDs and MULTIPLYs the pipeline runs empty.
 
     Parameters
     ----------
@@ -129,6 +139,8 @@ class Sequencer(wiring.Component):
         Stream of `QueryJob`.
     bank_free : In(1)
         Strobe: a bank of accumulators is handed back.
+    summed_up : In(1)
+        Strobe: a query tile has left the pipeline.
     mask_arrived : In(1)
         Strobe: mask bits and biases of a key tile.
     list_start, list_group, list_advance, list_offset
@@ -155,6 +167,7 @@ class Sequencer(wiring.Component):
             {
                 "job": In(stream.Signature(QueryJob(config))),
                 "bank_free": In(1),
+                "summed_up": In(1),
                 "mask_arrived": In(1),
                 "list_start": Out(1),
                 "list_group": Out(1),
@@ -234,7 +247,7 @@ class Sequencer(wiring.Component):
             self.row_first.eq(running & ~paused & (clock == 0)),
             self.row_last.eq(running & ~paused & (clock == job.last_dim)),
             self.tile_valid.eq(self.row_last),
-            self.steps.eq(job.last_dim + job.last_value_dim + 2),
+            self.steps.eq(job.last_dim + 1 + Mux(job.product, 0, job.last_value_dim + 1)),
         ]
         idle = ~running | query_end
         m.d.comb += self.lacks_input.eq(paused | idle & (~self.job.valid | ~self._masked))
@@ -268,12 +281,22 @@ class Sequencer(wiring.Component):
         start = self.started
         m.d.sync += credit.eq(credit + self.bank_free - start)
 
-        # Lanes take their query factors one a clock.
-        gap = Signal(range(self._config.query_lanes))
+        # Lanes take their query factors one a clock, and a state until they have used it.
+        longest = max(Timing(self._config).state_gap, self._config.query_lanes - 1)
+        gap, had_state = Signal(range(longest + 1)), Signal()
         with m.If(start):
-            m.d.sync += gap.eq(self._config.query_lanes - 1)
+            m.d.sync += [gap.eq(longest), had_state.eq(new.load_state)]
         with m.Elif(gap != 0):
             m.d.sync += gap.eq(gap - 1)
+        has_state = new.load_state | had_state
+        spaced = gap <= Mux(has_state, 0, longest - (self._config.query_lanes - 1))
+
+        # What comes out of the score array goes one way or the other.
+        in_flight, is_product = Signal(range(8)), Signal()
+        m.d.sync += in_flight.eq(in_flight + start - self.summed_up)
+        with m.If(start):
+            m.d.sync += is_product.eq(new.product)
+        apart = (in_flight != 0) & (new.product != is_product)
 
         # A shorter inner dimension must not catch up with the tile before.
         settle = Signal(range(self._config.max_head_dim + 1))
@@ -288,7 +311,7 @@ class Sequencer(wiring.Component):
         m.d.comb += [
             start.eq(self.job.valid & self.job.ready),
             self._masked.eq(~_is_masked(new) | has_mask),
-            self.job.ready.eq((credit != 0) & (gap == 0) & follows & self._masked),
+            self.job.ready.eq((credit != 0) & spaced & ~apart & follows & self._masked),
             self.lacks_output.eq(idle & self.job.valid & (credit == 0)),
         ]
         return start

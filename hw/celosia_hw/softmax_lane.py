@@ -81,11 +81,13 @@ class SoftmaxLane(wiring.Component):
         Beside ``step.load_factor``.
     low, high : In
         Key interval [low, high), beside ``step.load_interval``.
+    initial_maximum, initial_total : In
+        State to start from, also beside ``step.load_interval``.
     weight : Out
     rescale_valid, rescale : Out
         For each tile: the right shift of the sums so far.
-    total_valid, total : Out
-        Row sum of a query tile; zero while not valid.
+    total_valid, total, final_maximum : Out
+        Row sum of a query tile and the maximum that it refers to; zero while not valid.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -101,11 +103,14 @@ class SoftmaxLane(wiring.Component):
                 "query_factor": In(FACTOR_BITS),
                 "low": In(signed(18)),
                 "high": In(signed(18)),
+                "initial_maximum": In(signed(widths.maximum)),
+                "initial_total": In(widths.total),
                 "weight": Out(widths.probability),
                 "rescale_valid": Out(1),
                 "rescale": Out(SHIFT_BITS),
                 "total_valid": Out(1),
                 "total": Out(widths.total),
+                "final_maximum": Out(signed(widths.maximum)),
             }
         )
 
@@ -116,7 +121,7 @@ class SoftmaxLane(wiring.Component):
         maximum, rescale = self._maximum(m, log_score, allowed)
         log_score, allowed = self._wait(m, log_score, allowed)
         probability = self._probability(m, log_score, allowed, maximum)
-        self._row_sum(m, probability, rescale)
+        self._row_sum(m, probability, rescale, maximum)
         self._weigh(m, probability)
         return m
 
@@ -172,7 +177,10 @@ class SoftmaxLane(wiring.Component):
 
         maximum = Signal(signed(widths.maximum), reset_less=True)
         previous = Signal(signed(widths.maximum), reset_less=True)
-        old = Mux(fresh, widths.lowest_maximum, maximum).as_signed()
+        initial = Signal(signed(widths.maximum), reset_less=True)
+        with m.If(self.step.load_interval):
+            m.d.sync += initial.eq(self.initial_maximum)
+        old = Mux(fresh, initial, maximum).as_signed()
         with m.If(last):
             m.d.sync += [previous.eq(old), maximum.eq(Mux(ceiling > old, ceiling, old))]
 
@@ -243,7 +251,7 @@ class SoftmaxLane(wiring.Component):
         ]
         return probability
 
-    def _row_sum(self, m: Module, probability: Signal, rescale: Signal) -> None:
+    def _row_sum(self, m: Module, probability: Signal, rescale: Signal, maximum: Signal) -> None:
         """Add the tile's probabilities up, then to the rescaled row sum."""
         step, widths = self.step, self._widths
         tile_bits = widths.probability + (self._config.key_rows - 1).bit_length()
@@ -259,12 +267,28 @@ class SoftmaxLane(wiring.Component):
         total = Signal(widths.total, reset_less=True)
         rescaled = Signal(widths.total, reset_less=True)
         tile_sum = Signal.like(partial, name="tile_sum", reset_less=True)
-        m.d.sync += [rescaled.eq(Mux(fresh, 0, total >> shift)), tile_sum.eq(partial)]
+        initial = Signal(widths.total, reset_less=True)
+        with m.If(step.load_interval):
+            m.d.sync += initial.eq(self.initial_total)
+        m.d.sync += [rescaled.eq(Mux(fresh, initial, total) >> shift), tile_sum.eq(partial)]
         with m.If(delayed(m, step.sum_last, 2, "sum_last")):
             m.d.sync += total.eq(rescaled + tile_sum)
 
         final = delayed(m, step.sum_last & step.sum_final, 3, "final")
-        m.d.sync += [self.total_valid.eq(final), self.total.eq(Mux(final, total, 0))]
+        # The maximum changes before the row sum is complete.
+        first_maximum, last_maximum = (
+            Signal.like(maximum, name=f"{place}_maximum", reset_less=True)
+            for place in ("first", "last")
+        )
+        with m.If(step.sum_first):
+            m.d.sync += first_maximum.eq(maximum)
+        with m.If(step.sum_last):
+            m.d.sync += last_maximum.eq(Mux(step.sum_first, maximum, first_maximum))
+        m.d.sync += [
+            self.total_valid.eq(final),
+            self.total.eq(Mux(final, total, 0)),
+            self.final_maximum.eq(Mux(final, last_maximum, 0)),
+        ]
 
     def _weigh(self, m: Module, probability: Signal) -> None:
         """`arithmetic.weight`."""

@@ -57,6 +57,9 @@ class Timing:
         The first value row is at the left of the value array.
     partial : int
         The first partial sum is at the accumulator.
+    state_gap : int
+        Clocks from the start of a query tile to the next, if one of them starts from a state: a
+        lane keeps that until its first tile has been added up.
     delay_line : int
         Clocks a log score waits for its tile's maximum.
     """
@@ -76,6 +79,7 @@ class Timing:
         self.log_score = self.position + 1
         self.delay_line = rows - 1 + MAXIMUM
         self.probability = self.log_score + self.delay_line + PROBABILITY
+        self.state_gap = self.probability + rows + 3 - self.load_interval
         self.weight = self.probability + stages + 1
         # All rows of the value array hold the tile's weights one clock after the last one.
         self.value = self.weight + rows

@@ -10,7 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from celosia_hw import VERSION
-from celosia_hw.arithmetic import BIAS_BITS, RESULT_BITS, Widths, slope_bias, tile_bias
+from celosia_hw.arithmetic import (
+    BIAS_BITS,
+    OUTPUT_PARTS,
+    PART_BITS,
+    PRODUCT_PARTS,
+    RESULT_BITS,
+    SUM_PARTS,
+    Widths,
+    slope_bias,
+    tile_bias,
+)
 from celosia_hw.config import AcceleratorConfig
 from celosia_hw.protocol import (
     APPEND_FIELDS,
@@ -33,11 +43,13 @@ from celosia_hw.protocol import (
     interval_words,
     key_tile_words,
     mask_tile_words,
+    part_words,
     query_tile_words,
+    state_words,
     tile_list_words,
 )
 
-from .model import attend
+from .model import State, attend
 
 __all__ = ["ModelTransport"]
 
@@ -47,19 +59,20 @@ _BATCH_LANES = 1024
 
 @dataclass(frozen=True)
 class _Extension:
-    """What the payload of an extended ATTEND says of its lanes and key tiles."""
+    """What the payload of an ATTEND says of its lanes and key tiles."""
 
     intervals: npt.NDArray[np.int64] | None
     tiles: npt.NDArray[np.int64]
     mask: npt.NDArray[np.bool_]
     bias: npt.NDArray[np.int64]
+    state: State | None
 
 
 @dataclass
 class _Batch:
     """Query tiles that attend to keys from the same slot on, in the order they came.
 
-    A query tile with an extended header is alone, with what it announced.
+    A query tile with an extended header or a state is alone, with what it brought.
     """
 
     headers: list[dict[str, int]] = field(default_factory=list)
@@ -193,7 +206,7 @@ class ModelTransport:
             self._fill(header, payload)
         elif len(payload) > size:
             error = ErrorCode.OVERLONG
-            if header["mask"] or header["bias"]:
+            if header["opcode"] == Opcode.ATTEND and (header["mask"] or header["bias"]):
                 self._attend(header, payload[:size])
         else:
             error = ErrorCode.NONE
@@ -211,6 +224,8 @@ class ModelTransport:
             self._load(decode_header(LOAD_FIELDS, packet[:COMMAND_BYTES]), payload)
         elif header["opcode"] == Opcode.APPEND:
             self._append(decode_header(APPEND_FIELDS, packet[:COMMAND_BYTES]), payload)
+        elif header["opcode"] == Opcode.MULTIPLY:
+            self._multiply(header, payload)
         else:
             self._attend(header, payload)
 
@@ -220,6 +235,8 @@ class ModelTransport:
             return header["tiles"] * key_tile_words(self.config, head_dim, value_dim)
         if header["opcode"] == Opcode.APPEND:
             return appended_key_words(self.config, head_dim, value_dim)
+        if header["opcode"] == Opcode.MULTIPLY:
+            return head_dim * self.config.words(self.config.query_lanes)
         if header["opcode"] == Opcode.ATTEND:
             tiles = header["listed"] + 1 if header["listed"] else header["tiles"]
             return self._job_words(header) + tiles * self._mask_words(header)
@@ -232,6 +249,7 @@ class ModelTransport:
             header["intervals"] * interval_words(config)
             + query_tile_words(config, header["last_dim"] + 1)
             + tile_list_words(config, header["listed"])
+            + header["load_state"] * state_words(config, header["last_value_dim"] + 1)
         )
 
     def _mask_words(self, header: dict[str, int]) -> int:
@@ -247,12 +265,11 @@ class ModelTransport:
             self._attend(header, payload.ljust(self._payload_words(header) * link, b"\0"))
 
     def _bad_field(self, header: dict[str, int]) -> bool:
-        if header["opcode"] not in (Opcode.LOAD, Opcode.ATTEND, Opcode.APPEND):
+        config = self.config
+        if header["opcode"] in (Opcode.IDENTIFY, Opcode.COUNTERS):
             return False
         reserved = (
-            header["load_state"]
-            or header["store_state"]
-            or header["reserved"]
+            header["reserved"]
             or header["extension_reserved"]
             or header["listed"] >= max(header["tiles"], 1)
         )
@@ -260,11 +277,15 @@ class ModelTransport:
             out_of_range, tiles = header["tiles"] >= self.config.key_rows, 1
         else:
             out_of_range, tiles = header["tiles"] == 0, header["tiles"]
+        most = config.max_head_dim
+        if header["opcode"] == Opcode.MULTIPLY:
+            most = config.accumulator_depth
+            out_of_range |= tiles > config.product_tiles
         return (
             out_of_range
             or header["slot"] + tiles > self.config.slots
             or header["last_dim"] >= self.config.max_head_dim
-            or header["last_value_dim"] >= self.config.max_head_dim
+            or header["last_value_dim"] >= most
             or (header["opcode"] == Opcode.ATTEND and bool(reserved))
         )
 
@@ -337,7 +358,7 @@ class ModelTransport:
         queries, data = self._rows(data, head_dim, self.config.query_lanes, np.int8)
         key: tuple[int, ...] = (header["slot"], head_dim, value_dim)
         extension = None
-        if header["extended"]:
+        if header["extended"] or header["load_state"] or header["store_state"]:
             key = (*key, len(self._replies))
             extension = self._extension(header, intervals, data)
         batch = self._batches.setdefault(key, _Batch(extension=extension))
@@ -358,12 +379,15 @@ class ModelTransport:
         intervals: npt.NDArray | None,
         data: npt.NDArray[np.uint8],
     ) -> _Extension:
-        """The list of key tiles, mask bits and biases of an ATTEND."""
+        """The list of key tiles, the state, mask bits and biases of an ATTEND."""
         config, listed = self.config, header["listed"]
         tiles = np.arange(header["tiles"])
         if listed:
             offsets, data = self._rows(data, 1, listed, "<u2")
             tiles = np.concatenate([[0], offsets[0].astype(np.int64)])
+        state = None
+        if header["load_state"]:
+            state, data = self._state(data, header["last_value_dim"] + 1)
         count = len(tiles)
         lanes, rows, link = config.query_lanes, config.key_rows, config.link_bytes
         data = data[: count * self._mask_words(header) * link].reshape(count, -1)
@@ -383,7 +407,7 @@ class ModelTransport:
             numbers = biases.reshape(-1, lanes).astype(np.int64)
             bias = tile_bias(Widths(config), numbers, header["bias_shift"])
         limits = None if intervals is None else intervals.reshape(-1, 2).astype(np.int64)
-        return _Extension(limits, tiles, mask.T, bias.T)
+        return _Extension(limits, tiles, mask.T, bias.T, state)
 
     def _flush(self, key: tuple[int, ...]) -> None:
         """Run a batch and fill its replies in."""
@@ -406,6 +430,7 @@ class ModelTransport:
             rows = np.arange(config.key_rows)
             position = (extension.tiles[:, None] * config.key_rows + rows).ravel()
             more = {"mask": extension.mask, "bias": extension.bias, "position": position}
+            more["state"] = extension.state
         shift, fraction = (
             np.repeat(fields[name].ravel(), config.query_lanes)
             for name in ("score_shift", "result_fraction")
@@ -423,7 +448,10 @@ class ModelTransport:
             shift,
             fraction,
             **more,
-        ).result
+        )
+        if batch.headers[0]["store_state"]:
+            return self._store_state(batch, result.state)
+        result = result.result
         row_bytes = RESULT_BITS // 8 * config.query_lanes
         pad = config.words(row_bytes) * config.link_bytes - row_bytes
         tiles = result.astype("<i2").reshape(-1, config.query_lanes, value_dim).swapaxes(1, 2)
@@ -436,3 +464,73 @@ class ModelTransport:
                 last_value_dim=header["last_value_dim"],
             )
         self._waiting -= len(batch.replies)
+
+    def _store_state(self, batch: _Batch, state: State) -> None:
+        """Reply with the state of a query tile."""
+        (header,), (index,) = batch.headers, batch.replies
+        shift = PART_BITS * (SUM_PARTS - 1)
+        sums = state.total | state.maximum << shift
+        payload = self._to_parts(sums[None], SUM_PARTS)
+        payload += self._to_parts(state.output.T, OUTPUT_PARTS)
+        self._replies[index] = self._packet(
+            Reply.STATE, header["tag"], payload, last_value_dim=header["last_value_dim"]
+        )
+        self._waiting -= 1
+
+    def _multiply(self, header: dict[str, int], payload: bytes) -> None:
+        """Reply with the dot products of a tile of queries and some key tiles."""
+        config, head_dim = self.config, header["last_dim"] + 1
+        data = np.frombuffer(payload, np.uint8)
+        queries, _ = self._rows(data, head_dim, config.query_lanes, np.int8)
+        slots = slice(header["slot"], header["slot"] + header["tiles"])
+        keys = self._keys[slots, :head_dim].swapaxes(1, 2).reshape(-1, head_dim)
+        products = keys.astype(np.int64) @ queries.astype(np.int64)
+        count = header["last_value_dim"] + 1
+        rows = np.zeros((count, config.query_lanes), np.int64)
+        rows[: len(products)] = products[:count]
+        self._counters["array_steps"] += header["tiles"] * head_dim
+        self._reply(
+            Reply.PRODUCT,
+            header["tag"],
+            self._to_parts(rows, PRODUCT_PARTS),
+            last_value_dim=header["last_value_dim"],
+        )
+
+    def _to_parts(self, numbers: npt.NDArray[np.int64], parts: int) -> bytes:
+        """Rows of one number a lane as they cross the link."""
+        lanes = self.config.link_bits // PART_BITS
+        padding = [(0, 0), (0, -numbers.shape[1] % lanes)]
+        numbers = np.pad(numbers, padding).reshape(len(numbers), -1, 1, lanes)
+        shifts = PART_BITS * np.arange(parts)[:, None]
+        return (numbers >> shifts).astype("<u2").tobytes()
+
+    def _state(
+        self, data: npt.NDArray[np.uint8], value_dim: int
+    ) -> tuple[State, npt.NDArray[np.uint8]]:
+        """Split a state off a payload."""
+        widths = Widths(self.config)
+        sums, data = self._from_parts(data, 1, SUM_PARTS)
+        outputs, data = self._from_parts(data, value_dim, OUTPUT_PARTS)
+        shift = PART_BITS * (SUM_PARTS - 1)
+        # The registers of the hardware take the lowest bits.
+        total = sums[0] & ((1 << widths.total) - 1)
+        maximum = _signed(sums[0] >> shift, widths.maximum)
+        return State(maximum, total, _signed(outputs.T, widths.accumulator)), data
+
+    def _from_parts(
+        self, data: npt.NDArray[np.uint8], rows: int, parts: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+        """Split rows of one number a lane off a payload."""
+        config = self.config
+        size = part_words(config, rows, parts) * config.link_bytes
+        words = data[:size].view("<u2").reshape(rows, -1, parts, config.link_bits // PART_BITS)
+        numbers = np.zeros(words[:, :, 0].shape, np.int64)
+        for part in range(parts):
+            numbers |= words[:, :, part].astype(np.int64) << (PART_BITS * part)
+        return numbers.reshape(rows, -1)[:, : config.query_lanes], data[size:]
+
+
+def _signed(numbers: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.int64]:
+    """The lowest bits of numbers as two's complement."""
+    shift = 64 - bits
+    return (numbers << shift) >> shift

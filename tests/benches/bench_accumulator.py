@@ -26,10 +26,18 @@ async def check(dut: Any, queries: list[Tiles], rng: np.random.Generator, slack:
     """Sum query tiles up in alternating banks, and read each bank out beside the next one."""
     clock = AHEAD + 1
     steps, rescales, partials, drains = {}, {}, {}, {}
+    states: dict[int, tuple[int, int, int]] = {}
     before: tuple[int, int, list[int]] | None = None
     for number, tiles in enumerate(queries):
         bank, dim = number % 2, len(tiles[0][1])
         sums = [0] * dim
+        from_state = number > 1 and rng.random() < 0.4
+        if from_state:  # written while the other bank may still add up
+            top = 1 << (WIDTHS.accumulator - 2)
+            sums = [int(s) for s in rng.integers(-top, top, dim)]
+            for index in range(dim):
+                states[clock + index] = (bank, index, sums[index])
+            clock += dim
         if before is not None:  # read the other bank out while this one adds up
             for index in rng.permutation(len(before[2])):
                 at = clock + WRITE_LAG + len(drains) - before[1]
@@ -37,10 +45,11 @@ async def check(dut: Any, queries: list[Tiles], rng: np.random.Generator, slack:
         for tile, (shift, partial) in enumerate(tiles):
             rescales[clock - AHEAD] = shift
             for index in range(dim):
-                old = 0 if tile == 0 else arithmetic.rescale(sums[index], shift)
+                is_fresh = tile == 0 and not from_state
+                old = 0 if is_fresh else arithmetic.rescale(sums[index], shift)
                 sums[index] = old + int(partial[index])
                 fields = {
-                    **{"valid": 1, "first": index == 0, "fresh": tile == 0},
+                    **{"valid": 1, "first": index == 0, "fresh": is_fresh},
                     **{"bank": bank, "index": index},
                 }
                 steps[clock + index] = sum(int(v) << STEP[n].offset for n, v in fields.items())
@@ -60,6 +69,12 @@ async def check(dut: Any, queries: list[Tiles], rng: np.random.Generator, slack:
         "write_step": wave({c + WRITE_LAG: v for c, v in steps.items()}, STEP.size),
         "rescale_valid": wave(dict.fromkeys(rescales, 1), 1),
         "rescale": wave(rescales, 6),
+        "state_write": wave(dict.fromkeys(states, 1), 1),
+        "state_bank": wave({c: bank for c, (bank, _, _) in states.items()}, 1),
+        "state_index": wave({c: index for c, (_, index, _) in states.items()}, 16),
+        "state": wave({c: value for c, (_, _, value) in states.items()}, WIDTHS.accumulator),
+        "score": [0] * clocks,
+        "is_product": [0] * clocks,
         "drain_bank": wave({c: bank for c, (bank, _, _) in drains.items()}, 1),
         "drain_index": wave({c: index for c, (_, index, _) in drains.items()}, 16),
     }
@@ -107,3 +122,32 @@ async def largest_sums(dut: Any) -> None:
     highest = [(0, np.full(dim, LARGEST // 128 * 127))] * tiles
     small = [(0, np.full(dim, -1)), (63, np.full(dim, 0)), (1, np.full(dim, 0))]
     await check(dut, [lowest, highest, small, small], rng, 0)
+
+
+@bench()
+async def products(dut: Any) -> None:
+    """Scores are written as they are, and read out while the other bank takes the next ones."""
+    rng = generator("accumulator products")
+    depth, top = CONFIG.accumulator_depth, 1 << (WIDTHS.score - 1)
+    scores = rng.integers(-top, top, (4, depth))
+    clocks = 5 * depth + 8
+    names = (
+        *("partial", "read_step", "write_step", "rescale_valid", "rescale", "score"),
+        *("state_write", "state_bank", "state_index", "state", "drain_bank", "drain_index"),
+    )
+    inputs: dict[str, list[int]] = {name: [0] * clocks for name in names}
+    inputs["is_product"] = [1] * clocks
+    for number, row in enumerate(scores):
+        for index, score in enumerate(row):
+            at = number * depth + index
+            inputs["score"][at] = int(score) & ((1 << WIDTHS.score) - 1)
+            fields = {"valid": 1, "bank": number % 2, "index": index}
+            step = sum(value << STEP[name].offset for name, value in fields.items())
+            inputs["write_step"][at + 1] = step
+            inputs["drain_bank"][at + depth + 2] = number % 2
+            inputs["drain_index"][at + depth + 2] = index
+    seen = await play(dut, "accumulator", inputs, ["drained"])
+    for number, row in enumerate(scores):
+        for index, score in enumerate(row):
+            at = (number + 1) * depth + index + 2 + 2
+            assert split(seen["drained"][at], WIDTHS.accumulator, 1, signed=True) == [score]

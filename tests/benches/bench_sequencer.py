@@ -14,7 +14,7 @@ from celosia_hw.sequencer import QueryJob, TileRecord
 CONFIG = configuration()
 DEPTH = CONFIG.max_head_dim
 JOB, TILE = QueryJob(CONFIG), TileRecord(CONFIG)
-INPUTS = ("job__payload", "job__valid", "bank_free", "mask_arrived", "list_offset")
+INPUTS = ("job__payload", "job__valid", "bank_free", "mask_arrived", "list_offset", "summed_up")
 STROBES = ("started", "row_first", "row_last", "tile_valid", "lacks_input", "lacks_output")
 Job = dict[str, int]
 

@@ -42,6 +42,12 @@ class Query:
     high: int = 1 << 16
     bias: Int64 | int = 0
     mask: npt.NDArray[np.bool_] | bool = True
+    state: tuple[int, int] | None = None
+    """Maximum and row sum to start from."""
+
+    @property
+    def initial(self) -> tuple[int, int]:
+        return (WIDTHS.lowest_maximum, 0) if self.state is None else self.state
 
     @property
     def tiles(self) -> int:
@@ -53,6 +59,7 @@ class Expected:
     weights: Int64
     shifts: list[int]
     total: int
+    maximum: int
 
 
 def reference(query: Query) -> Expected:
@@ -62,7 +69,7 @@ def reference(query: Query) -> Expected:
     z = arithmetic.biased(WIDTHS, z, np.broadcast_to(query.bias, z.shape))
     position = np.arange(len(z))
     allowed = (position >= query.low) & (position < query.high) & query.mask
-    maximum, total = WIDTHS.lowest_maximum, 0
+    maximum, total = query.initial
     weights, shifts = [], []
     for start in range(0, len(z), ROWS):
         span = slice(start, start + ROWS)
@@ -73,14 +80,17 @@ def reference(query: Query) -> Expected:
         total = arithmetic.rescale(total, new - maximum) + int(probability.sum())
         weights.append(arithmetic.weight(probability, query.value_factors[span]))
         maximum = new
-    return Expected(np.concatenate(weights), shifts, total)
+    return Expected(np.concatenate(weights), shifts, total, maximum)
 
 
 def waveforms(tiles: list[tuple[Query, int, int]]) -> dict[str, list[int]]:
     """Waveforms of the lane's inputs; `tiles` are (query, tile, clock of its event)."""
     clocks = tiles[-1][2] + TIMING.weight + ROWS + 8
     members = {name: np.zeros(clocks, np.int64) for name in STEP.members}
-    names = ("score", "query_factor", "low", "high", "bias", "allowed")
+    names = (
+        *("score", "query_factor", "low", "high", "bias", "allowed"),
+        *("initial_maximum", "initial_total"),
+    )
     inputs = {name: np.zeros(clocks, np.int64) for name in names}
     for query, tile, event in tiles:
         keys = slice(tile * ROWS, (tile + 1) * ROWS)
@@ -97,6 +107,9 @@ def waveforms(tiles: list[tuple[Query, int, int]]) -> dict[str, list[int]]:
                 put(members[name], at, 1, count=1)
                 put(wave, at, query.query_factor if name == "load_factor" else query.low, count=1)
             put(inputs["high"], TIMING.load_interval, query.high, count=1)
+            maximum, total = query.initial
+            put(inputs["initial_maximum"], TIMING.load_interval, maximum, count=1)
+            put(inputs["initial_total"], TIMING.load_interval, total, count=1)
         put(inputs["score"], TIMING.score, query.scores[keys])
         put(members["key_factor"], TIMING.key_factor, query.key_factors[keys])
         put(members["score_shift"], TIMING.score_shift, query.score_shift)
@@ -124,6 +137,8 @@ def waveforms(tiles: list[tuple[Query, int, int]]) -> dict[str, list[int]]:
         "query_factor": inputs["query_factor"].tolist(),
         "bias": (inputs["bias"] & ((1 << WIDTHS.log_score) - 1)).tolist(),
         "allowed": inputs["allowed"].tolist(),
+        "initial_maximum": (inputs["initial_maximum"] & ((1 << WIDTHS.maximum) - 1)).tolist(),
+        "initial_total": inputs["initial_total"].tolist(),
         "low": (inputs["low"] & ((1 << 18) - 1)).tolist(),
         "high": (inputs["high"] & ((1 << 18) - 1)).tolist(),
     }
@@ -131,12 +146,17 @@ def waveforms(tiles: list[tuple[Query, int, int]]) -> dict[str, list[int]]:
 
 async def check(dut: Any, queries: list[Query], rng: np.random.Generator | None = None) -> None:
     """Run queries back to back, or with random gaps between their tiles."""
-    tiles, event = [], 0
+    tiles, event, ready = [], 0, 0
+    had_state = False
     for query in queries:
+        if query.state is not None or had_state:
+            event = max(event, ready)
+        ready, had_state = event + TIMING.state_gap, query.state is not None
         for tile in range(query.tiles):
             tiles.append((query, tile, event))
             event += SPACING + (int(rng.integers(0, 12)) if rng is not None else 0)
-    names = ["weight", "rescale_valid", "rescale", "total_valid", "total", "next_step"]
+    names = ["weight", "rescale_valid", "rescale", "total_valid", "total", "final_maximum"]
+    names.append("next_step")
     inputs = waveforms(tiles)
     seen = await play(dut, "softmax_lane", inputs, names)
 
@@ -147,15 +167,17 @@ async def check(dut: Any, queries: list[Query], rng: np.random.Generator | None 
         expected = results[id(query)]
         weights = seen["weight"][start + TIMING.weight :][:ROWS]
         np.testing.assert_array_equal(weights, expected.weights[tile * ROWS : (tile + 1) * ROWS])
-        rescales[start + TIMING.probability] = None if tile == 0 else min(expected.shifts[tile], 63)
+        rescales[start + TIMING.probability] = min(expected.shifts[tile], 63)
         if tile == query.tiles - 1:
-            totals[start + TIMING.probability + ROWS - 1 + 4] = expected.total
+            totals[start + TIMING.probability + ROWS - 1 + 4] = expected.total, expected.maximum
     for clock in range(clocks):
         assert seen["rescale_valid"][clock] == (clock in rescales)
-        if rescales.get(clock) is not None:  # the first tile's is of no meaning
+        if clock in rescales:
             assert seen["rescale"][clock] == rescales[clock]
         assert seen["total_valid"][clock] == (clock in totals)
-        assert seen["total"][clock] == totals.get(clock, 0)
+        total, maximum = totals.get(clock, (0, 0))
+        assert seen["total"][clock] == total
+        assert seen["final_maximum"][clock] == maximum & ((1 << WIDTHS.maximum) - 1)
     np.testing.assert_array_equal(seen["next_step"][1:], inputs["step"][: clocks - 1])
 
 
@@ -177,6 +199,9 @@ def random_query(rng: np.random.Generator, tiles: int) -> Query:
         high,
         rng.integers(-largest, largest, keys).clip(WIDTHS.lowest_log_score, None) // 2,
         rng.random(keys) < rng.choice([0.5, 1.0]),
+        None
+        if rng.random() < 0.7
+        else (int(rng.integers(-20, 20)), int(rng.integers(0, 1 << (WIDTHS.total - 1)))),
     )
 
 
