@@ -332,3 +332,19 @@ def test_installed_command():
     done = subprocess.run([command, "run", "--device", "x"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
+
+
+def test_decode(capsys):
+    options = "--heads 2 --kv-heads 1 --queries 20 --head-dim 8 --decode 5 --json"
+    assert main(["run", "--device", "sim:tiny", *options.split()]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["prefill"], result["steps"], result["model_mismatches"]) == (15, 5, 0)
+    assert result["sqnr_db"] > 30
+    assert 0 < result["first_step_clocks"] <= result["last_step_clocks"]
+    # A key, its value and two queries; the result of 8 of them.
+    assert result["step_link_bytes_sent"] == (16 + 4 + 4 + 8 + 8) + (16 + 8 + 8 * 4)
+    assert result["step_link_bytes_received"] == 4 + 8 * 8
+    assert main(["run", "--device", "model:tiny", "--decode", "5", "--key-length", "3"]) == 2
+    assert "--decode goes with" in capsys.readouterr().err
+    assert main(["run", "--device", "model:small", "--decode", "128"]) == 2
+    assert "steps must be between 1 and 127" in capsys.readouterr().err

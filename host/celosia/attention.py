@@ -100,8 +100,8 @@ def run_attention(
     query : array or tensor, (..., Hq, L, E)
     key : array or tensor, (..., H, S, E)
     value : array or tensor, (..., H, S, Ev)
-        NumPy arrays or torch tensors, floating point, or `Quantized`; all of one rank, 2 or
-        more. Leading dimensions of size 1 are broadcast.
+        NumPy arrays or torch tensors, floating point, or `Quantized`; of 2 or more
+        dimensions. Leading dimensions broadcast.
     attn_mask : array or tensor, broadcastable to (..., Hq, L, S), optional
         bool: True where a query attends to a key. Floating point: added to the scaled logits;
         -infinity, or at most half the most negative number of its dtype, where a query does not
@@ -338,6 +338,9 @@ def plan_attention(
     operands = {name: _operand(name, tensor) for name, tensor in tensors.items()}
     shapes = {name: operand.values.shape for name, operand in operands.items()}
     _check_shapes(shapes, config)
+    # As in broadcasting, dimensions of size 1 stand before the others.
+    rank = max(map(len, shapes.values()))
+    shapes = {name: (1,) * (rank - len(shape)) + shape for name, shape in shapes.items()}
     for name, operand in operands.items():
         _check_finite(name, operand)
     head_dim, key_count = shapes["key"][-1], shapes["key"][-2]
@@ -500,11 +503,6 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]], config: AcceleratorConfig)
         if len(shape) < 2:
             raise ValueError(f"{name} has shape {shape}: it needs at least 2 dimensions")
     query, key, value = shapes["query"], shapes["key"], shapes["value"]
-    if not len(query) == len(key) == len(value):
-        raise ValueError(
-            f"query, key and value have {len(query)}, {len(key)} and {len(value)} dimensions: "
-            "they need the same number"
-        )
     if query[-1] != key[-1]:
         raise ValueError(f"head dimensions of query ({query[-1]}) and key ({key[-1]}) differ")
     if key[-2] != value[-2]:

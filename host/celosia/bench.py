@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .attention import plan_attention
-from .device import Device, open_device
+from .device import Device, RunReport, open_device
 from .evaluate import ideal_attention, metrics, reference_attention
 
 __all__ = ["CASES", "Case", "bench", "format_table"]
@@ -26,6 +27,10 @@ class Case:
         L, S, and both head dimensions.
     mask : callable, optional
         Of a random generator and the case: what `plan_attention` takes of masks.
+    kv_heads : int or None
+        Heads of keys and values; as many as query heads if absent.
+    resends : bool
+        Run each query tile by itself, so that keys and values are sent anew for each.
     """
 
     name: str
@@ -33,6 +38,8 @@ class Case:
     keys: int
     dim: int
     mask: Callable[[np.random.Generator, Case], dict[str, Any]] | None = None
+    kv_heads: int | None = None
+    resends: bool = False
 
 
 def _random_bits(rng: np.random.Generator, case: Case) -> dict[str, Any]:
@@ -62,6 +69,10 @@ CASES = (
     Case("1024 tokens, causal documents of 200", 1024, 1024, 64, _documents),
     Case("1024 tokens, random mask bits", 1024, 1024, 64, _random_bits),
     Case("1024 tokens, random bias", 1024, 1024, 64, _random_bias),
+    Case("1024 tokens, 8 heads on 2", 1024, 1024, 64, kv_heads=2),
+    Case("1 query, 1024 keys, 8 heads on 2", 1, 1024, 64, kv_heads=2),
+    Case("256 queries, 4096 keys in chunks", 256, 4096, 64),
+    Case("the same, K and V sent for each query tile", 256, 4096, 64, resends=True),
     Case("1024 tokens, causal ALiBi", 1024, 1024, 64, _rule(is_causal=True, alibi_slopes=0.25)),
 )
 """What the README's table shows."""
@@ -88,8 +99,8 @@ def bench(
     Returns
     -------
     list of dict
-        ``case``, ``clocks``, ``utilization``, ``sqnr_db``, ``ideal_sqnr_db`` and
-        ``model_mismatches``.
+        ``case``, ``clocks``, ``utilization``, ``link_bytes`` (both ways), ``sqnr_db``,
+        ``ideal_sqnr_db`` and ``model_mismatches``.
     """
     rows = []
     with open_device("model", config=device.config) as model:
@@ -102,34 +113,59 @@ def bench(
 
 def _run(device: Device, model: Device, case: Case, heads: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    shapes = [(heads, count, case.dim) for count in (case.queries, case.keys, case.keys)]
-    tensors = [rng.standard_normal(shape, np.float32) for shape in shapes]
+    kv_heads = heads if case.kv_heads is None else min(case.kv_heads, heads)
+    shapes = ((heads, case.queries), (kv_heads, case.keys), (kv_heads, case.keys))
+    query, key, value = (rng.standard_normal((*shape, case.dim), np.float32) for shape in shapes)
     mask = {} if case.mask is None else case.mask(rng, case)
-    job = plan_attention(device.config, *tensors, **mask)
-    raw = job.run(device)
-    report = device.report
+    step = device.config.query_lanes if case.resends else case.queries
+    report, outputs, ideals, mismatches = None, [], [], 0
+    for start in range(0, case.queries, step):
+        job = plan_attention(
+            *(device.config, query[:, start : start + step], key, value),
+            enable_gqa=True,
+            **mask,
+        )
+        raw = job.run(device)
+        report = _added(report, device)
+        outputs.append(raw.dequantize())
+        ideals.append(ideal_attention(job))
+        mismatches += int(np.count_nonzero(job.run(model).values != raw.values))
+    reference = reference_attention(query, key, value, **mask)
     assert report is not None
-    reference = reference_attention(*tensors, **mask)
     return {
         "case": case.name,
         "clocks": report.clocks,
         "utilization": report.utilization,
-        "sqnr_db": metrics(reference, raw.dequantize())["sqnr_db"],
-        "ideal_sqnr_db": metrics(reference, ideal_attention(job))["sqnr_db"],
-        "model_mismatches": int(np.count_nonzero(job.run(model).values != raw.values)),
+        "link_bytes": report.bytes_sent + report.bytes_received,
+        "sqnr_db": metrics(reference, np.concatenate(outputs, axis=1))["sqnr_db"],
+        "ideal_sqnr_db": metrics(reference, np.concatenate(ideals, axis=1))["sqnr_db"],
+        "model_mismatches": mismatches,
     }
+
+
+def _added(report: RunReport | None, device: Device) -> RunReport:
+    """The report of the device's last run, after those before it."""
+    last = device.report
+    assert last is not None
+    if report is None:
+        return last
+    useful = report.useful_macs + last.useful_macs
+    whole = dataclasses.replace(report, useful_macs=useful)
+    return whole.followed(last, device.config.multipliers)
 
 
 def format_table(rows: Iterable[dict[str, Any]]) -> str:
     """The rows of `bench` in Markdown."""
     lines = [
-        "| case | clocks | utilization | SQNR, dB | int8 rounding alone, dB | mismatches |",
-        "|---|---|---|---|---|---|",
+        "| case | clocks | utilization | link, MB | SQNR, dB | int8 rounding alone, dB "
+        "| mismatches |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         share = "" if row["utilization"] is None else f"{row['utilization']:.3f}"
         lines.append(
-            f"| {row['case']} | {row['clocks'] or ''} | {share} | {row['sqnr_db']:.2f} | "
+            f"| {row['case']} | {row['clocks'] or ''} | {share} | "
+            f"{row['link_bytes'] / 1e6:.2f} | {row['sqnr_db']:.2f} | "
             f"{row['ideal_sqnr_db']:.2f} | {row['model_mismatches']} |"
         )
     return "\n".join(lines)

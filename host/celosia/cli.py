@@ -24,6 +24,7 @@ from celosia_hw.config import PRESETS, AcceleratorConfig, preset
 from . import __version__
 from .attention import plan_attention
 from .bench import bench, format_table
+from .decode import decode
 from .device import RunReport, open_device
 from .evaluate import ideal_attention, metrics, reference_attention, reference_name
 
@@ -173,6 +174,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--bias", choices=["alibi"], help="add a bias: alibi, slope 2^(-8h/H) for head h of H"
     )
+    run.add_argument(
+        "--decode",
+        metavar="N",
+        type=_count,
+        help="causal, with a cache on the device: all but N tokens at once, then one at a time",
+    )
     run.add_argument("--json", action="store_true", help="print one JSON object, not a table")
     run.add_argument(
         "--output", metavar="FILE.npz", help="write the result as output (H, L, Ev), float32"
@@ -240,6 +247,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.config is not None:
         preset(arguments.config)  # its error names the configurations, not the devices
         spec = f"sim:{arguments.config}"
+    if arguments.decode is not None:
+        return _decode(arguments, tensors, spec)
     progress = _Progress(sys.stderr)
     try:
         with open_device(spec, progress=progress, waveform=arguments.waveform) as device:
@@ -292,6 +301,80 @@ def _run(arguments: argparse.Namespace) -> int:
         progress.clear()
     print(json.dumps(_jsonable(result)) if arguments.json else _table(result, config, is_model))
     return 1 if mismatches else 0
+
+
+def _decode(arguments: argparse.Namespace, tensors: _Input, spec: str) -> int:
+    others = {name for name, value in tensors.mask.items() if value is not None}
+    if others - {"is_causal", "window"}:
+        raise _InputError("--decode goes with --causal and --window only")
+    mask = {"is_causal": True, "window": tensors.mask["window"]}
+    parts = (tensors.query, tensors.key, tensors.value)
+    progress = _Progress(sys.stderr)
+    try:
+        with open_device(spec, progress=progress, waveform=arguments.waveform) as device:
+            config = device.config
+            decoded = decode(device, *parts, arguments.decode, window=mask["window"])
+        progress("comparing with the integer model")
+        with open_device("model", config=config) as model:
+            expected = decode(model, *parts, arguments.decode, window=mask["window"]).output
+        reference = reference_attention(*parts, **mask)
+    finally:
+        progress.clear()
+    mismatches = int(np.count_nonzero(decoded.output != expected))
+    if arguments.output is not None:
+        with Path(arguments.output).open("wb") as file:
+            np.savez(file, output=decoded.output)
+    last = decoded.steps[-1]
+    result = {
+        "device": spec,
+        "input": tensors.name,
+        "heads": len(tensors.query),
+        "key_heads": len(tensors.key),
+        "prefill": tensors.query.shape[1] - arguments.decode,
+        "steps": arguments.decode,
+        "prefill_clocks": decoded.prefill.clocks,
+        "first_step_clocks": decoded.steps[0].clocks,
+        "last_step_clocks": last.clocks,
+        "step_link_bytes_sent": last.bytes_sent,
+        "step_link_bytes_received": last.bytes_received,
+        **metrics(reference, decoded.output),
+        "model_mismatches": mismatches,
+        "reference": reference_name(),
+        "config": config.to_dict(),
+    }
+    if arguments.json:
+        print(json.dumps(_jsonable(result)))
+    else:
+        print(_decode_table(result))
+    return 1 if mismatches else 0
+
+
+def _decode_table(result: dict[str, Any]) -> str:
+    clocks = "none: the device has no clock"
+    if result["prefill_clocks"]:
+        clocks = (
+            f"{result['prefill_clocks']:,} for the prefill, "
+            f"{result['first_step_clocks']:,} for the first step, "
+            f"{result['last_step_clocks']:,} for the last"
+        )
+    return _aligned(
+        [
+            ("device", result["device"]),
+            (
+                "input",
+                f"{result['input']}: {result['heads']} heads on {result['key_heads']}, "
+                f"{result['prefill']} tokens and {result['steps']} steps",
+            ),
+            (f"against float32 {result['reference']}", f"{result['sqnr_db']:.2f} dB"),
+            ("mismatches, integer model", str(result["model_mismatches"])),
+            ("clocks", clocks),
+            (
+                "link bytes of a step",
+                f"{result['step_link_bytes_sent']:,} sent, "
+                f"{result['step_link_bytes_received']:,} received",
+            ),
+        ]
+    )
 
 
 def _figures(
