@@ -264,7 +264,7 @@ def test_broken_input(capsys, tmp_path, case):
     ],
 )
 def test_errors(capsys, monkeypatch, arguments, message):
-    monkeypatch.setattr("celosia.cli._Progress.__call__", lambda *_: None)
+    monkeypatch.setattr("celosia.commands.common.Progress.__call__", lambda *_: None)
     check_error(capsys, main(arguments.split()), message)
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .attention import plan_attention
-from .cli import _fail, _Parser, _Progress, _read_npz
+from .cli import _fail, _Parser
+from .commands.common import Progress
+from .commands.inputs import read_npz
 from .device import open_device
 from .evaluate import ideal_attention, metrics, reference_attention, reference_name
 from .options import AttentionOptions
@@ -82,7 +84,7 @@ def accuracy_table(
     """
     rows = []
     for path in map(Path, paths):
-        tensors = _read_npz(str(path), path.name)
+        tensors = read_npz(str(path), path.name)
         qkv = (tensors.query, tensors.key, tensors.value)
         where = tensors.mask
         reference = None
@@ -134,7 +136,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("files", nargs="+", metavar="FILE.npz", help="as celosia run --input")
     arguments = parser.parse_args(argv)
-    progress = _Progress(sys.stderr)
+    progress = Progress(sys.stderr)
     try:
         table = format_table(accuracy_table(arguments.files, progress))
     except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:

@@ -1,0 +1,113 @@
+"""What several commands use."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from celosia_hw.config import PRESETS
+
+__all__ = [
+    "InputError",
+    "Progress",
+    "add_config",
+    "aligned",
+    "count",
+    "natural",
+    "to_json",
+    "write_output",
+]
+
+
+class InputError(ValueError):
+    """Input that cannot be run."""
+
+
+class Progress:
+    """One line on standard error that changes; in a log file, a line now and then."""
+
+    INTERVAL = 5.0
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._printed = -math.inf
+
+    def __call__(self, message: str) -> None:
+        if self._terminal:
+            self._stream.write(f"\r\x1b[K{message}")
+        elif not message.endswith("query tiles"):
+            self._stream.write(f"{message}\n")
+        elif time.monotonic() - self._printed >= self.INTERVAL:
+            self._printed = time.monotonic()
+            self._stream.write(f"{message}\n")
+        self._stream.flush()
+
+    def clear(self) -> None:
+        """Remove the line."""
+        if self._terminal:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names a configuration, for `celosia_hw.config.load`."""
+    parser.add_argument(
+        "--config",
+        metavar="NAME",
+        default="default",
+        help=f"{', '.join(PRESETS)}, or a .json file of parameters (default)",
+    )
+
+
+def count(text: str) -> int:
+    """Type of arguments: an integer of at least 1."""
+    return _at_least(text, 1)
+
+
+def natural(text: str) -> int:
+    """Type of arguments: an integer of at least 0."""
+    return _at_least(text, 0)
+
+
+def _at_least(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}, not {number}")
+    return number
+
+
+def aligned(rows: Sequence[tuple[str, str]]) -> str:
+    """Lines of labels and texts, in two columns."""
+    width = max(len(label) for label, _ in rows) + 2
+    return "\n".join(f"{label:<{width}}{text}".rstrip() for label, text in rows)
+
+
+def to_json(result: Any) -> str:
+    """One line of JSON, with null for the infinities and NaN that it does not have."""
+    return json.dumps(_jsonable(result))
+
+
+def _jsonable(x: Any) -> Any:
+    if isinstance(x, list):
+        return [_jsonable(value) for value in x]
+    if isinstance(x, dict):
+        return {key: _jsonable(value) for key, value in x.items()}
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def write_output(path: str, output: npt.NDArray[np.float32]) -> None:
+    """Write a result as ``--output`` says."""
+    with Path(path).open("wb") as file:
+        np.savez(file, output=output)
