@@ -3,7 +3,7 @@
 from typing import Any
 
 from amaranth.back import verilog
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import ClockDomain, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
@@ -59,7 +59,46 @@ class Loopback(wiring.Component):
         return m
 
 
+class AxiLoopback(wiring.Component):
+    """A `Loopback` with the ports of the accelerator's block."""
+
+    def __init__(self, link_bytes: int) -> None:
+        self._loopback = Loopback(link_bytes)
+        names = {"tdata": 8 * link_bytes, "tkeep": link_bytes, "tlast": 1, "tvalid": 1}
+        super().__init__(
+            {
+                "aclk": In(1),
+                "aresetn": In(1),
+                **{f"s_axis_{name}": In(bits) for name, bits in names.items()},
+                "s_axis_tready": Out(1),
+                **{f"m_axis_{name}": Out(bits) for name, bits in names.items()},
+                "m_axis_tready": In(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m: Any = Module()
+        own: Any = self
+        m.domains.sync = sync = ClockDomain()
+        m.submodules.loopback = loopback = self._loopback
+        m.d.comb += [
+            sync.clk.eq(own.aclk),
+            sync.rst.eq(~own.aresetn),
+            loopback.command.valid.eq(own.s_axis_tvalid),
+            loopback.command.payload.data.eq(own.s_axis_tdata),
+            # A byte that is missing makes it hang: no packet ends.
+            loopback.command.payload.last.eq(own.s_axis_tlast & own.s_axis_tkeep.all()),
+            own.s_axis_tready.eq(loopback.command.ready),
+            own.m_axis_tvalid.eq(loopback.result.valid),
+            own.m_axis_tdata.eq(loopback.result.payload.data),
+            own.m_axis_tlast.eq(loopback.result.payload.last),
+            own.m_axis_tkeep.eq(-1),
+            loopback.result.ready.eq(own.m_axis_tready),
+        ]
+        return m
+
+
 def loopback_verilog(link_bytes: int) -> str:
     return verilog.convert(
-        Loopback(link_bytes), name="celosia", emit_src=False, strip_internal_attrs=True
+        AxiLoopback(link_bytes), name="celosia", emit_src=False, strip_internal_attrs=True
     )

@@ -199,9 +199,10 @@ def test_options():
     (commands,) = [a for a in actions if isinstance(a, argparse._SubParsersAction)]
     for name, parser in commands.choices.items():
         documented = {
-            row[0].split()[0]
+            option.split()[0]
             for row in rows(section(read("cli.md"), f"`celosia {name}`"))
-            if re.match("--[a-z]", row[0])
+            for option in row[0].split(", ")
+            if re.match("--?[a-z]", option)
         }
         assert documented == {*parser._option_string_actions} - {"-h", "--help"}
 

@@ -6,7 +6,7 @@ from functools import reduce
 from operator import or_
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
-from amaranth.lib import fifo, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from .accumulator import AccumulatorLane
@@ -16,11 +16,12 @@ from .config import AcceleratorConfig
 from .drain import Drain
 from .front_end import FrontEnd
 from .mask_memory import MaskMemory
-from .packets import PacketWord
+from .packets import CommandWord, PacketWord
 from .payload import INTERVAL_BITS, QUERY_BUFFERS, Target
 from .pipeline import delayed
 from .protocol import COUNTER_NAMES
 from .reciprocal import Reciprocal
+from .register_slice import RegisterSlice
 from .responder import COUNTER_BITS
 from .row_memory import FactorMemory, RowMemory
 from .score_array import ScoreArray
@@ -88,15 +89,19 @@ class Accelerator(wiring.Component):
     Members
     -------
     command : In
-        Stream of `PacketWord`.
+        Stream of `CommandWord`.
     result : Out
         Stream of `PacketWord`.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self.config = config
-        word = stream.Signature(PacketWord(config))
-        super().__init__({"command": In(word), "result": Out(word)})
+        super().__init__(
+            {
+                "command": In(stream.Signature(CommandWord(config))),
+                "result": Out(stream.Signature(PacketWord(config))),
+            }
+        )
 
     def elaborate(self, platform) -> Module:
         m = Module()
@@ -115,18 +120,16 @@ class Accelerator(wiring.Component):
         connect(m, drain.result, merge.second)
         connect(m, merge.joined, flipped(self.result))
 
-        m.submodules.jobs = jobs = fifo.SyncFIFO(width=QueryJob(config).size, depth=QUERY_BUFFERS)
+        # As many jobs as query buffers.
+        m.submodules.jobs = jobs = RegisterSlice(QueryJob(config))
+        connect(m, front_end.job, jobs.i)
+        connect(m, jobs.o, sequencer.job)
         m.d.comb += [
-            jobs.w_data.eq(front_end.job.payload),
-            jobs.w_en.eq(front_end.job.valid),
-            front_end.job.ready.eq(jobs.w_rdy),
-            sequencer.job.payload.eq(jobs.r_data),
-            sequencer.job.valid.eq(jobs.r_rdy),
-            jobs.r_en.eq(sequencer.job.ready),
             sequencer.bank_free.eq(drain.bank_free),
             sequencer.mask_arrived.eq(front_end.mask_arrived),
             sequencer.summed_up.eq(conductor.job.valid),
             front_end.tile_done.eq(drain.tile_done),
+            front_end.results_sent.eq(drain.sent),
             front_end.mask_done.eq(conductor.mask_done),
             conductor.tile_valid.eq(sequencer.tile_valid),
             conductor.tile.eq(sequencer.tile),
@@ -342,7 +345,9 @@ class Accelerator(wiring.Component):
             "stalled_output": sequencer.lacks_output,
             "array_steps": Mux(sequencer.tile_valid, sequencer.steps, 0),
         }
+        clear = delayed(m, front_end.clear_counters, 1, "clear")
         for index, name in enumerate(COUNTER_NAMES):
             counter = Signal(COUNTER_BITS, name=f"count_{name}")
-            m.d.sync += counter.eq(Mux(front_end.clear_counters, 0, counter) + increments[name])
+            increment = delayed(m, Value.cast(increments[name]), 1, f"increment_{name}")
+            m.d.sync += counter.eq(Mux(clear, 0, counter + increment))
             m.d.comb += front_end.counters[index].eq(counter)

@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 from .arithmetic import Widths
 from .config import AcceleratorConfig
 from .pipeline import delayed, shift_right_twice
+from .ram import ram
 from .softmax_lane import SHIFT_BITS
 from .timing import ACCUMULATOR_READ, Timing
 
@@ -73,7 +74,7 @@ class AccumulatorLane(wiring.Component):
     drain_bank, drain_index : In
         Accumulator to read out.
     drained : Out
-        It, two clocks later.
+        It, three clocks later.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -110,8 +111,8 @@ class AccumulatorLane(wiring.Component):
         ]
         total = Signal(self._accumulator, reset_less=True)
         outputs = [self._bank(m, bank, total) for bank in range(2)]
-        read_bank = delayed(m, self.read_step.bank, 1, "read_bank")
-        drain_bank = delayed(m, self.drain_bank, 1, "drain_bank")
+        read_bank = delayed(m, self.read_step.bank, 2, "read_bank")
+        drain_bank = delayed(m, self.drain_bank, 2, "drain_bank")
         stored = Signal(self._accumulator, reset_less=True)
         m.d.sync += [
             stored.eq(Mux(read_bank, outputs[1], outputs[0])),
@@ -122,14 +123,14 @@ class AccumulatorLane(wiring.Component):
             stored,
             self._shift(m),
             "rescaled",
-            clear=delayed(m, self.read_step.fresh, 2, "fresh"),
+            clear=delayed(m, self.read_step.fresh, 3, "fresh"),
         )
         m.d.sync += total.eq(Mux(self.is_product, self.score, rescaled + self.partial))
         return m
 
     def _bank(self, m: Module, bank: int, total: Signal):
         depth = self._config.accumulator_depth
-        storage = memory.Memory(shape=self._accumulator, depth=depth, init=[])
+        storage = ram(self._accumulator, depth)
         m.submodules[f"bank_{bank}"] = storage
         write, read = storage.write_port(), storage.read_port()
         adds = self.write_step.valid & (self.write_step.bank == bank)
@@ -146,7 +147,7 @@ class AccumulatorLane(wiring.Component):
                 )
             ),
         ]
-        return read.data
+        return delayed(m, read.data.as_signed(), 1, f"bank_{bank}_data")
 
     def _shift(self, m: Module) -> Signal:
         """The tile's rescaling, which waits in a ring while its weights enter the value array."""
@@ -160,7 +161,7 @@ class AccumulatorLane(wiring.Component):
             m.d.sync += place.eq(Mux(place == depth - 1, 0, place + 1))
         shift = Signal(SHIFT_BITS, reset_less=True)
         # A clock late, as the last accumulator of the tile before still needs its own.
-        with m.If(delayed(m, self.read_step.valid & self.read_step.first, 1, "first")):
+        with m.If(delayed(m, self.read_step.valid & self.read_step.first, 2, "first")):
             m.d.sync += [
                 shift.eq(read.data),
                 taken.eq(Mux(taken == depth - 1, 0, taken + 1)),

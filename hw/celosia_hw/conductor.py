@@ -13,20 +13,22 @@ from .arithmetic import (
     ANCHOR_BITS,
     FACTOR_BITS,
     MASK_TILES,
+    OPERAND_BITS,
     PART_BITS,
+    SLOPE_BITS,
     SUM_PARTS,
     Widths,
 )
 from .config import AcceleratorConfig
 from .drain import DrainJob, DrainKind
 from .mask_memory import MaskStep
+from .multiplier import multiply
 from .payload import INTERVAL_BITS
 from .pipeline import (
     EventDelay,
     Steps,
     clamp,
     delayed,
-    multiply,
     round_shift,
     shift_right_twice,
 )
@@ -143,7 +145,7 @@ class Conductor(wiring.Component):
         with m.If(self.tile_valid):
             m.d.sync += self.is_product.eq(self.tile.product)
         self._factors(m, tile)
-        self._masks(m, tile)
+        self._masks(m, platform, tile)
         scaled = self._scores(m, tile)
         summed = self._probabilities(m, scaled)
         self._outputs(m, summed, product)
@@ -191,28 +193,46 @@ class Conductor(wiring.Component):
             self.buffer_done.eq(done.valid & done.record.last),
         ]
 
-    def _masks(self, m: Module, tile: _Event) -> None:
-        """Mask steps, and `arithmetic.slope_bias` beside them."""
-        timing, config, step = self._timing, self._config, self.mask_step
+    def _slope_bias(self, m: Module, platform, tile: _Event) -> Signal:
+        """`arithmetic.slope_bias` of one key after the other."""
+        stages = self._config.multiplier_stages
         fields = "position anchor slope slope_shift"
-        event = self._later(m, tile, timing.slope, "slope", fields)
+        event = self._later(m, tile, self._timing.slope, "slope", fields)
         distance = Signal(signed(ANCHOR_BITS + 1), reset_less=True)
-        record = event.record
-        m.d.sync += distance.eq(Mux(event.valid, record.position - record.anchor, distance + 1))
+        with m.If(event.valid):
+            m.d.sync += distance.eq(event.record.position - event.record.anchor)
         slope = self._hold(m, event, "slope", "slope_held")
-        shift = delayed(
-            m,
-            self._hold(m, event, "slope_shift", "slope_shift_held"),
-            config.multiplier_stages,
-            "slope_shift",
-        )
-        product = multiply(m, slope, distance, config.multiplier_stages, "slope_product")
-        shifted = shift_right_twice(
-            m, Cat(Const(0, 1), product).as_signed(), Cat(shift, Const(0, 1)), "slope_shifted"
-        )
-        slope_bias = Signal(step.slope_bias.shape(), reset_less=True)
-        m.d.sync += slope_bias.eq(clamp(round_shift(shifted, 1), slope_bias.shape()))
+        shift_held = self._hold(m, event, "slope_shift", "slope_shift_held")
 
+        # The product of the first key in two parts, one after the other: the distance is wider
+        # than a hard multiplier. Each further key adds the slope.
+        low_bits = OPERAND_BITS - 1
+        low = Cat(distance[:low_bits], Const(0, 1)).as_signed()
+        high = distance[low_bits:].as_signed()
+        part = Mux(delayed(m, event.valid, 2, "slope_high"), high, low)
+        product = multiply(m, slope, part, stages, "slope_product", platform)
+        low_product = delayed(m, product, 1, "slope_low_product")
+        total = Signal(signed(SLOPE_BITS + ANCHOR_BITS + 1), name="slope_total", reset_less=True)
+        increment = Signal(SLOPE_BITS, name="slope_increment", reset_less=True)
+        shift = Signal(6, name="slope_shift", reset_less=True)
+        with m.If(delayed(m, event.valid, 2 + stages, "slope_complete")):
+            m.d.sync += [
+                total.eq(low_product + (product << low_bits)),
+                increment.eq(slope),
+                shift.eq(shift_held),
+            ]
+        with m.Else():
+            m.d.sync += total.eq(total + increment)
+
+        shifted = shift_right_twice(m, Cat(Const(0, 1), total).as_signed(), shift, "slope_shifted")
+        slope_bias = Signal.like(self.mask_step.slope_bias, name="slope_bias", reset_less=True)
+        m.d.sync += slope_bias.eq(clamp(round_shift(shifted, 1), slope_bias.shape()))
+        return slope_bias
+
+    def _masks(self, m: Module, platform, tile: _Event) -> None:
+        """Mask steps, and linear biases beside them."""
+        timing, config, step = self._timing, self._config, self.mask_step
+        slope_bias = self._slope_bias(m, platform, tile)
         event = self._later(m, tile, timing.mask - 1, "masks", "mask bias bias_shift")
         steps = self._steps(m, event, "mask_steps", config.key_rows - 1, config.key_rows)
         place, following = Signal(range(MASK_TILES)), Signal(range(MASK_TILES))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["PRESETS", "AcceleratorConfig", "ConfigError", "preset"]
+__all__ = ["PRESETS", "AcceleratorConfig", "ConfigError", "load", "preset"]
 
 
 class ConfigError(ValueError):
@@ -235,8 +237,15 @@ PRESETS: dict[str, AcceleratorConfig] = {
     "tiny": AcceleratorConfig(
         key_rows=4, query_lanes=3, max_head_dim=10, max_keys=24, link_bytes=4, normalizer_lanes=1
     ),
+    # Fits an ECP5-85F: 155 of its 156 multipliers, with all their registers in use.
     "small": AcceleratorConfig(
-        key_rows=8, query_lanes=8, max_head_dim=64, max_keys=1024, link_bytes=8
+        key_rows=8,
+        query_lanes=8,
+        max_head_dim=64,
+        max_keys=1024,
+        link_bytes=8,
+        normalizer_lanes=2,
+        multiplier_stages=3,
     ),
     "default": AcceleratorConfig(),
 }
@@ -256,3 +265,28 @@ def preset(name: str) -> AcceleratorConfig:
     except KeyError:
         known = ", ".join(PRESETS)
         raise ConfigError(f"unknown configuration {name!r}: choose one of {known}") from None
+
+
+def load(name: str) -> AcceleratorConfig:
+    """A preset by its name, or a configuration from a JSON file.
+
+    Parameters
+    ----------
+    name : str
+        A preset, or the path of a file that ends in ``.json``: an object of parameters, or one
+        with such an object as ``parameters``, as ``celosia verilog`` writes it.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such preset or the file does not describe a configuration.
+    OSError
+        If the file cannot be read.
+    """
+    if not name.endswith(".json"):
+        return preset(name)
+    try:
+        values = json.loads(Path(name).read_text())
+        return AcceleratorConfig(**values.get("parameters", values))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{name} is not a configuration: {error}") from None

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, fifo, memory, stream, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect, flipped
 
 from .arithmetic import (
     MAX_RESULT_FRACTION,
@@ -24,13 +24,15 @@ from .normalizer import Normalizer
 from .packets import PacketWord
 from .pipeline import EventDelay, delayed
 from .protocol import REPLY_FIELDS, Reply
+from .ram import ram
+from .register_slice import RegisterSlice
 from .timing import Timing
 
 __all__ = ["Drain", "DrainJob"]
 
 FIFO_WORDS = 64
 """Words of the result FIFO; a bank of accumulators is handed back when its rest fits there."""
-SELECT = 3
+SELECT = 5
 """Clocks from an accumulator's index to the values of a group of lanes."""
 
 
@@ -116,11 +118,13 @@ class Drain(wiring.Component):
     bank, index : Out
         Accumulator to read in all lanes.
     outputs : In
-        It, two clocks later.
+        It, three clocks later.
     bank_free : Out(1)
         Strobe: a bank of accumulators is handed back.
     tile_done : Out(1)
         Strobe: a query tile has been read out.
+    sent : Out(1)
+        All that has been read out has been sent.
     result : Out
         Stream of `PacketWord`.
     """
@@ -145,6 +149,7 @@ class Drain(wiring.Component):
                 "outputs": In(data.ArrayLayout(signed(widths.accumulator), config.query_lanes)),
                 "bank_free": Out(1),
                 "tile_done": Out(1),
+                "sent": Out(1),
                 "result": Out(stream.Signature(PacketWord(config))),
             }
         )
@@ -156,16 +161,20 @@ class Drain(wiring.Component):
         m.submodules.results = results = fifo.SyncFIFOBuffered(
             width=PacketWord(self._config).size, depth=FIFO_WORDS
         )
+        # The way from block RAM to the stream is long enough without what takes the words.
+        m.submodules.sender = sender = RegisterSlice(PacketWord(self._config))
+        connect(m, sender.o, flipped(self.result))
         m.d.comb += [
-            self.result.payload.eq(results.r_data),
-            self.result.valid.eq(results.r_rdy),
-            results.r_en.eq(self.result.ready),
+            sender.i.payload.eq(results.r_data),
+            sender.i.valid.eq(results.r_rdy),
+            results.r_en.eq(sender.i.ready),
         ]
         job = data.View(DrainJob(), jobs.r_data)
 
         # Words for which the FIFO surely has room.
         credit, spend = Signal(range(FIFO_WORDS + 1), init=FIFO_WORDS), Signal()
         m.d.sync += credit.eq(credit - spend + (results.r_rdy & results.r_en))
+        m.d.comb += self.sent.eq((credit == FIFO_WORDS) & ~sender.o.valid)
 
         is_product = job.kind == DrainKind.PRODUCT
         reciprocals = self._store(
@@ -194,10 +203,10 @@ class Drain(wiring.Component):
         """Keep a number of each lane for two query tiles."""
         groups, width = self._groups, self._config.output_lanes
         entry = data.ArrayLayout(len(number), width)
-        m.submodules[name] = store = memory.Memory(shape=entry, depth=2 * groups, init=[])
+        m.submodules[name] = store = ram(entry, 2 * groups)
         write, read = store.write_port(granularity=1), store.read_port()
 
-        lane = Signal(range(width), name=f"{name}_lane")
+        lane = Signal(range(max(width, 2)), name=f"{name}_lane")
         place = Signal(range(2 * groups), name=f"{name}_place")
         lane_last = lane == width - 1
         with m.If(valid):
@@ -272,28 +281,31 @@ class Drain(wiring.Component):
         # Products have no row sums, so these have banks of their own.
         sum_bank = Signal()
         m.d.sync += sum_bank.eq(sum_bank ^ advance)
-        whole = delayed(m, job.kind == DrainKind.RESULT, 2, "is_result")
-        in_sums = delayed(m, place.in_sums, 2, "in_sums")
-        part = delayed(m, place.part, 2, "part")
-        group_1 = delayed(m, place.group, 1, "group")
-        group_2 = delayed(m, group_1, 1, "group_beside_outputs")
-        address = Mux(delayed(m, sum_bank, 1, "sum_bank"), groups, 0) + group_1
+        whole = delayed(m, job.kind == DrainKind.RESULT, 4, "is_result")
+        in_sums_3 = delayed(m, place.in_sums, 3, "in_sums")
+        in_sums_4 = delayed(m, in_sums_3, 1, "in_sums_beside_parts")
+        part = delayed(m, place.part, 4, "part")
+        group_2 = delayed(m, place.group, 2, "group")
+        group_3 = delayed(m, group_2, 1, "group_beside_outputs")
+        address = Mux(delayed(m, sum_bank, 2, "sum_bank"), groups, 0) + group_2
         fraction = Mux(job.kind == DrainKind.RESULT, job.result_fraction, 0)
         m.d.comb += [
-            read.addr.eq(address),
+            read.addr.eq(delayed(m, address, 1, "reciprocal_address")),
             sums.addr.eq(address),
             normalizer.result_fraction.eq(delayed(m, fraction, SELECT, "fraction")),
         ]
         one = Const(1 << (RECIPROCAL_BITS - 1), RECIPROCAL_BITS)
         for i in range(width):
             lanes = Array(self.outputs[g * width + i] for g in range(groups))
-            output = lanes[group_2]
+            output = lanes[group_3]
             total, maximum = sums.data[i][: widths.total], sums.data[i][widths.total :]
-            wide = Mux(in_sums, Cat(total, Const(0, 1)).as_signed(), output.as_signed())
+            chosen = Mux(in_sums_3, Cat(total, Const(0, 1)).as_signed(), output.as_signed())
+            wide = delayed(m, chosen, 1, f"wide_{i}")
+            last = delayed(m, maximum.as_signed(), 1, f"maximum_{i}")
             parts = Array(_part(wide, p) for p in range(SUM_PARTS - 1))
-            shown = Mux(in_sums & (part == SUM_PARTS - 1), maximum.as_signed(), parts[part])
+            shown = Mux(in_sums_4 & (part == SUM_PARTS - 1), last, parts[part])
             m.d.sync += [
-                normalizer.outputs[i].eq(Mux(whole, output.as_signed(), shown)),
+                normalizer.outputs[i].eq(Mux(whole, wide, shown)),
                 normalizer.mantissas[i].eq(Mux(whole, read.data[i][:RECIPROCAL_BITS], one)),
                 normalizer.lengths[i].eq(Mux(whole, read.data[i][RECIPROCAL_BITS:], 0)),
             ]

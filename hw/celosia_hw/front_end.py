@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
-from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from .arithmetic import MASK_TILES
 from .config import AcceleratorConfig
-from .packets import PacketWord, header_layout
+from .packets import CommandWord, PacketWord, header_layout
 from .payload import QUERY_BUFFERS, MemoryWrite, PayloadWriter, Target
 from .protocol import (
     ATTEND_FIELDS,
@@ -20,6 +20,7 @@ from .protocol import (
     Opcode,
     Reply,
 )
+from .register_slice import RegisterSlice
 from .responder import COUNTER_BITS, Responder
 from .sequencer import QueryJob
 
@@ -35,7 +36,7 @@ class FrontEnd(wiring.Component):
     one of its banks, an ATTEND or MULTIPLY while both query buffers are taken, a state while more
     than one earlier query tile has not been read out, a mask tile while `MASK_TILES` wait for their
     key tile, a reply while the result stream is busy: that is all the back-pressure on `command`.
-    Throughput: a payload word every clock, of an APPEND a byte; a packet takes two clocks more. A
+    Throughput: a payload word every clock, of an APPEND a byte; a packet takes three clocks more. A
     malformed packet is skipped up to its last word and answered with an ERROR; mask tiles that are
     missing are taken for zeros first.
 
@@ -46,7 +47,7 @@ class FrontEnd(wiring.Component):
     Members
     -------
     command : In
-        Stream of `PacketWord`.
+        Stream of `CommandWord`.
     reply : Out
         Stream of `PacketWord`: everything but RESULT packets.
     write_valid, write : Out
@@ -59,6 +60,8 @@ class FrontEnd(wiring.Component):
         Strobes from the conductor.
     tile_done : In(1)
         Strobe from the drain: a query tile has been read out.
+    results_sent : In(1)
+        From the drain: all that has been read out has been sent.
     counters : In
         As in `protocol.COUNTER_NAMES`.
     clear_counters : Out(1)
@@ -70,7 +73,7 @@ class FrontEnd(wiring.Component):
         word = PacketWord(config)
         super().__init__(
             {
-                "command": In(stream.Signature(word)),
+                "command": In(stream.Signature(CommandWord(config))),
                 "reply": Out(stream.Signature(word)),
                 "write_valid": Out(1),
                 "write": Out(MemoryWrite(config)),
@@ -78,6 +81,7 @@ class FrontEnd(wiring.Component):
                 "mask_arrived": Out(1),
                 "mask_done": In(1),
                 "tile_done": In(1),
+                "results_sent": In(1),
                 "buffer_done": In(1),
                 "banks_done": In(config.key_banks),
                 "counters": In(data.ArrayLayout(COUNTER_BITS, len(COUNTER_NAMES))),
@@ -94,15 +98,11 @@ class FrontEnd(wiring.Component):
         m.d.comb += responder.counters.eq(self.counters)
 
         # Cuts the path from the state machine's `ready` to the sender.
-        m.submodules.input = buffer = fifo.SyncFIFOBuffered(width=PacketWord(config).size, depth=4)
-        word = data.View(PacketWord(config), buffer.r_data)
-        take, taken, step = buffer.r_en, Signal(), Signal()
-        m.d.comb += [
-            buffer.w_data.eq(self.command.payload),
-            buffer.w_en.eq(self.command.valid),
-            self.command.ready.eq(buffer.w_rdy),
-            taken.eq(take & buffer.r_rdy),
-        ]
+        m.submodules.input = buffer = RegisterSlice(CommandWord(config))
+        connect(m, flipped(self.command), buffer.i)
+        word = buffer.o.payload
+        take, taken, step = buffer.o.ready, Signal(), Signal()
+        m.d.comb += taken.eq(take & buffer.o.valid)
 
         size = 8 * COMMAND_BYTES
         raw = Signal(2 * size)
@@ -119,16 +119,19 @@ class FrontEnd(wiring.Component):
         begun = data.View(header_layout(ATTEND_FIELDS), arriving)
         is_extended = (begun.opcode == Opcode.ATTEND) & begun.extended
         header_end = (place == 2 * chunks - 1) | (place == chunks - 1) & ~is_extended
-        is_load, is_attend = header.opcode == Opcode.LOAD, header.opcode == Opcode.ATTEND
-        is_append = header.opcode == Opcode.APPEND
-        is_multiply = header.opcode == Opcode.MULTIPLY
+        # The opcode is decoded as it comes in, as much depends on it.
+        opcodes = {opcode: Signal(name=f"is_{opcode.name.lower()}") for opcode in Opcode}
+        is_attend, is_multiply = opcodes[Opcode.ATTEND], opcodes[Opcode.MULTIPLY]
+        is_append = opcodes[Opcode.APPEND]
         is_query = is_attend | is_multiply
-        has_payload = is_load | is_query | is_append
+        has_payload = opcodes[Opcode.LOAD] | is_query | is_append
         counters_header = header_layout(COUNTERS_FIELDS)
-        answers = {Opcode.IDENTIFY: Reply.IDENTITY, Opcode.COUNTERS: Reply.STATISTICS}
-        unknown = ~has_payload
-        for opcode in answers:
-            unknown &= header.opcode != opcode
+        answers = {
+            Opcode.IDENTIFY: Reply.IDENTITY,
+            Opcode.COUNTERS: Reply.STATISTICS,
+            Opcode.RESET: Reply.IDENTITY,
+        }
+        unknown = ~Cat(opcodes.values()).any()
 
         base, bad_field, banks = self._decode(m, header, is_attend, is_append, is_multiply)
         blocked, buffer_index = self._occupancy(m, is_query, banks)
@@ -136,14 +139,18 @@ class FrontEnd(wiring.Component):
         has_room, mask_place = self._mask_room(m)
         is_mask = writer.target >= Target.MASK
         is_state = (writer.target == Target.STATE_SUMS) | (writer.target == Target.STATE_OUTPUTS)
-        waits = is_mask & ~has_room | is_state & ~self._state_room(m)
+        unfinished = self._unfinished(m)
+        waits = is_mask & ~has_room | is_state & (unfinished > 1)
+        idle = (unfinished == 0) & self.results_sent
         ended, filling, error = Signal(), Signal(), Signal(ErrorCode)
+        commit = Signal()
+        m.d.sync += self.job.valid.eq(commit)
 
         with m.FSM():
             with m.State("HEADER"):
                 m.d.comb += take.eq(1)
                 m.d.sync += error.eq(ErrorCode.NONE)
-                with m.If(taken):
+                with m.If(buffer.o.valid):
                     m.d.sync += [
                         raw.word_select(place, chunk).eq(word.data),
                         place.eq(place + 1),
@@ -151,7 +158,12 @@ class FrontEnd(wiring.Component):
                     ]
                     with m.If(place == 0):
                         m.d.sync += raw[size:].eq(0)
-                    with m.If(header_end):
+                        for opcode, flag in opcodes.items():
+                            m.d.sync += flag.eq(word.data[:8] == opcode)
+                    with m.If(word.bad):
+                        m.d.sync += [place.eq(0), error.eq(ErrorCode.BAD_KEEP)]
+                        m.next = "SKIP"
+                    with m.Elif(header_end):
                         m.d.sync += place.eq(0)
                         m.next = "DECODE"
                     with m.Elif(word.last):
@@ -159,9 +171,13 @@ class FrontEnd(wiring.Component):
                         m.next = "REPLY"
 
             with m.State("DECODE"):  # the registers of _decode take the header
+                m.next = "PREPARE"
+
+            with m.State("PREPARE"):  # the writer learns what is present
                 m.next = "JUDGE"
 
             with m.State("JUDGE"):
+                m.d.comb += writer.start.eq(1)
                 with m.If(unknown):
                     m.d.sync += error.eq(ErrorCode.UNKNOWN_OPCODE)
                     m.next = "SKIP"
@@ -171,26 +187,29 @@ class FrontEnd(wiring.Component):
                 with m.Elif(has_payload & ended):
                     m.d.sync += error.eq(ErrorCode.TRUNCATED)
                     m.next = "REPLY"
-                with m.Elif(has_payload):
-                    m.d.comb += writer.start.eq(1)
-                    with m.If(~blocked):
-                        m.next = "PAYLOAD"
+                with m.Elif(has_payload), m.If(~blocked):
+                    m.next = "PAYLOAD"
                 with m.Elif(~ended):
                     m.d.sync += error.eq(ErrorCode.OVERLONG)
                     m.next = "SKIP"
-                with m.Else():
+                with m.Elif(~opcodes[Opcode.RESET] | idle):
                     m.next = "REPLY"
 
             with m.State("PAYLOAD"):
                 complete = Mux(has_masks, writer.job_end & ~word.last, writer.end & word.last)
                 m.d.comb += [
-                    step.eq(buffer.r_rdy & ~waits),
+                    step.eq(buffer.o.valid & ~waits),
                     take.eq(step & writer.take),
-                    self.job.valid.eq(taken & complete & is_query),
+                    commit.eq(taken & complete & is_query & ~word.bad),
                 ]
                 with m.If(taken):
                     m.d.sync += ended.eq(word.last)
-                    with m.If(writer.end & word.last):
+                    with m.If(word.bad):
+                        m.d.sync += error.eq(ErrorCode.BAD_KEEP)
+                        m.next = "SKIP"
+                        with m.If(is_mask & ~writer.end):
+                            m.next = "FILL"
+                    with m.Elif(writer.end & word.last):
                         m.next = "HEADER"
                     with m.Elif(writer.end):
                         m.d.sync += error.eq(ErrorCode.OVERLONG)
@@ -205,7 +224,7 @@ class FrontEnd(wiring.Component):
             with m.State("FILL"):  # the job waits for its mask tiles
                 m.d.comb += [step.eq(~waits), filling.eq(1)]
                 with m.If(step & writer.end):
-                    m.next = "REPLY"
+                    m.next = "SKIP"
 
             with m.State("SKIP"):
                 m.d.comb += take.eq(~ended)
@@ -220,9 +239,12 @@ class FrontEnd(wiring.Component):
                     clear = data.View(counters_header, raw[: counters_header.size]).clear
                     m.d.comb += self.clear_counters.eq(
                         clear & (responder.opcode == Reply.STATISTICS)
+                        | opcodes[Opcode.RESET] & (responder.opcode == Reply.IDENTITY)
                     )
                     m.next = "HEADER"
 
+        present = Signal(len(Target))
+        m.d.sync += present.eq(self._present(header, is_attend, is_multiply))
         last_tile = Mux(header.listed != 0, header.listed, header.tiles - 1)
         reply = Signal(Reply)
         m.d.comb += [
@@ -231,14 +253,14 @@ class FrontEnd(wiring.Component):
             responder.tag.eq(header.tag),
             responder.code.eq(error),
         ]
-        with m.If(error == ErrorCode.NONE), m.Switch(header.opcode):
+        with m.If(error == ErrorCode.NONE):
             for opcode, answer in answers.items():
-                with m.Case(opcode):
+                with m.If(opcodes[opcode]):
                     m.d.comb += reply.eq(answer)
 
         m.d.comb += [
             writer.step.eq(step),
-            writer.present.eq(self._present(header, is_attend, is_multiply)),
+            writer.present.eq(present),
             writer.single.eq(is_append),
             writer.element.eq(header.tiles),
             writer.mask_place.eq(mask_place),
@@ -276,11 +298,11 @@ class FrontEnd(wiring.Component):
         keys = (1 << (Target.VALUES + 1)) - 1
         return Mux(is_attend, attend, Mux(is_multiply, 1 << Target.QUERIES, keys))
 
-    def _state_room(self, m: Module) -> Value:
-        """Whether the accumulators of the query tile at hand have been read out."""
+    def _unfinished(self, m: Module) -> Signal:
+        """Query tiles that have not been read out."""
         unfinished = Signal(range(8))
         m.d.sync += unfinished.eq(unfinished + self.job.valid - self.tile_done)
-        return unfinished <= 1
+        return unfinished
 
     def _mask_room(self, m: Module) -> tuple[Value, Signal]:
         """Whether a mask tile has a place, and where the next one goes."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from amaranth.hdl import Array, Module, Mux, Signal, signed
-from amaranth.lib import data, memory, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from .arithmetic import BIAS_BITS, MASK_TILES, Widths
 from .config import AcceleratorConfig
 from .pipeline import clamp, delayed
 from .protocol import mask_tile_words
+from .ram import ram
 from .timing import MASK_READ
 
 __all__ = ["MaskMemory", "MaskStep"]
@@ -105,7 +106,7 @@ class MaskMemory(wiring.Component):
         """Rows of one bit a lane, several to a word; lane c takes its bit c clocks later."""
         config, step = self._config, self.step
         lanes, per_word, words = config.query_lanes, config.mask_keys, mask_tile_words(config)
-        storage = memory.Memory(shape=config.link_bits, depth=MASK_TILES * words, init=[])
+        storage = ram(config.link_bits, MASK_TILES * words)
         m.submodules.masks = storage
         write, read = storage.write_port(), storage.read_port()
         m.d.comb += [
@@ -130,7 +131,7 @@ class MaskMemory(wiring.Component):
     def _bias(self, m: Module, lane: int, step) -> None:
         config = self._config
         rows, per_word = config.key_rows, config.link_bits // BIAS_BITS
-        storage = memory.Memory(shape=signed(BIAS_BITS), depth=MASK_TILES * rows, init=[])
+        storage = ram(signed(BIAS_BITS), MASK_TILES * rows)
         m.submodules[f"bias_{lane}"] = storage
         write, read = storage.write_port(), storage.read_port()
         m.d.comb += [

@@ -15,7 +15,8 @@ from .arithmetic import (
     Widths,
 )
 from .config import AcceleratorConfig
-from .pipeline import clamp, delayed, multiply, round_shift, shift_right_twice
+from .multiplier import multiply
+from .pipeline import clamp, delayed, round_shift, shift_right_twice
 
 __all__ = ["Normalizer"]
 
@@ -23,7 +24,7 @@ __all__ = ["Normalizer"]
 class Normalizer(wiring.Component):
     """`arithmetic.normalize` of `normalizer_lanes` values a clock.
 
-    Latency ``multiplier_stages + 5`` clocks (`latency`). There is no back-pressure.
+    Latency ``multiplier_stages + 6`` clocks (`latency`). There is no back-pressure.
 
     Parameters
     ----------
@@ -42,7 +43,7 @@ class Normalizer(wiring.Component):
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config
         widths, lanes = Widths(config), config.output_lanes
-        self.latency = config.multiplier_stages + 5
+        self.latency = config.multiplier_stages + 6
         super().__init__(
             {
                 "outputs": In(data.ArrayLayout(signed(widths.accumulator), lanes)),
@@ -56,11 +57,11 @@ class Normalizer(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         for lane in range(self._config.output_lanes):
-            result = self._lane(m, lane)
+            result = self._lane(m, platform, lane)
             m.d.comb += self.results[lane].eq(result)
         return m
 
-    def _lane(self, m: Module, lane: int) -> Signal:
+    def _lane(self, m: Module, platform, lane: int) -> Signal:
         stages = self._config.multiplier_stages
         output = delayed(m, self.outputs[lane], 1, f"output_{lane}")
         right = Signal(6, name=f"right_{lane}", reset_less=True)
@@ -69,11 +70,12 @@ class Normalizer(wiring.Component):
         # One fraction bit more, by which the aligned value is rounded.
         left = Const(0, MAX_RESULT_FRACTION + ALIGN_GUARD + 1)
         shifted = shift_right_twice(m, Cat(left, output).as_signed(), right, f"shifted_{lane}")
+        rounded = delayed(m, round_shift(shifted, 1), 1, f"rounded_{lane}")
         aligned = Signal(signed(OPERAND_BITS), name=f"aligned_{lane}", reset_less=True)
-        m.d.sync += aligned.eq(clamp(round_shift(shifted, 1), aligned.shape()))
+        m.d.sync += aligned.eq(clamp(rounded, aligned.shape()))
 
-        mantissa = delayed(m, self.mantissas[lane], 4, f"mantissa_{lane}")
-        product = multiply(m, aligned, mantissa, stages, f"quotient_{lane}")
+        mantissa = delayed(m, self.mantissas[lane], 5, f"mantissa_{lane}")
+        product = multiply(m, aligned, mantissa, stages, f"quotient_{lane}", platform)
         result = Signal(signed(RESULT_BITS), name=f"result_{lane}", reset_less=True)
         rounded = round_shift(product, RECIPROCAL_BITS - 1 + ALIGN_GUARD)
         m.d.sync += result.eq(clamp(rounded, result.shape()))

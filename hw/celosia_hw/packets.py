@@ -10,7 +10,7 @@ from amaranth.lib import data
 from .config import AcceleratorConfig
 from .protocol import SIGNED_FIELDS
 
-__all__ = ["PacketWord", "header_layout"]
+__all__ = ["CommandWord", "PacketWord", "header_layout"]
 
 
 class PacketWord(data.StructLayout):
@@ -30,6 +30,25 @@ class PacketWord(data.StructLayout):
 
     def __init__(self, config: AcceleratorConfig) -> None:
         super().__init__({"data": config.link_bits, "last": 1})
+
+
+class CommandWord(data.StructLayout):
+    """A word of a command's packet.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+
+    Members
+    -------
+    data, last
+        As in `PacketWord`.
+    bad : 1
+        Bytes that the word must have are missing.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        super().__init__({"data": config.link_bits, "last": 1, "bad": 1})
 
 
 def header_layout(fields: Mapping[str, int]) -> data.StructLayout:

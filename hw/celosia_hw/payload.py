@@ -106,8 +106,8 @@ class PayloadWriter(wiring.Component):
     Members
     -------
     start : In(1)
-        Strobe: a payload begins; the following are beside it, those from `present` on hold during
-        the payload.
+        Strobe: a payload may begin; the following are beside it, those from `present` on hold
+        during the payload, and `present` since the clock before.
     group, base : In
         First slot or query buffer, and the row where it starts.
     last_tile : In
@@ -170,8 +170,27 @@ class PayloadWriter(wiring.Component):
         word, part = Signal.like(self.write.word), Signal.like(self.write.part)
         group, base = Signal.like(self.group), Signal.like(self.base)
         tiles_left = Signal.like(self.last_tile)
-        following, is_last = self._following(m, target)
-        last_word, last_row, last_part = self._geometry(target)
+        # What is still to come in this tile, and what comes again in each further one.
+        pending, is_last, again = Signal(len(Target)), Signal(), Signal(len(Target))
+        masks = 1 << Target.MASK | 1 << Target.BIAS
+        m.d.comb += again.eq(Mux(self.present[Target.KEYS], self.present, self.present & masks))
+        following, first, first_again = self._first(m, pending), Signal(Target), Signal(Target)
+        m.d.sync += [
+            first.eq(self._first(m, self.present)),
+            first_again.eq(self._first(m, again)),
+        ]
+        next_target, choices, remaining = Signal(Target), Signal(len(Target)), Signal(len(Target))
+        m.d.comb += [
+            next_target.eq(Mux(self.start, first, Mux(is_last, first_again, following))),
+            choices.eq(Mux(self.start, self.present, Mux(is_last, again, pending))),
+            remaining.eq(choices & (choices - 1)),
+        ]
+        # The lengths of a target are registers, as the acceptance of a word depends on them.
+        lasts = self._geometry(next_target)
+        last_word, last_row, last_part = (
+            Signal(max(map(len, lasts)), name=f"last_{name}", reset_less=True)
+            for name in ("word", "row", "part")
+        )
 
         elements_per_word = config.link_bits // ELEMENT_BITS
         in_word = row[: (elements_per_word - 1).bit_length()]
@@ -189,26 +208,30 @@ class PayloadWriter(wiring.Component):
             ),
             self.end.eq(tile_end & (tiles_left == 0)),
         ]
-        first = self._first(m, self.present)
-        first_mask = Mux(self.present[Target.MASK], Target.MASK, Target.BIAS)
+        with m.If(self.start | self.step & target_end):
+            m.d.sync += [
+                target.eq(next_target),
+                pending.eq(remaining),
+                is_last.eq(remaining == 0),
+                last_word.eq(lasts[0]),
+                last_row.eq(lasts[1]),
+                last_part.eq(lasts[2]),
+            ]
         with m.If(self.step):
             m.d.sync += part.eq(Mux(part_end, 0, part + 1))
             with m.If(part_end):
                 m.d.sync += word.eq(Mux(row_end, 0, word + 1))
             with m.If(row_end):
                 m.d.sync += row.eq(Mux(target_end, 0, row + 1))
-            with m.If(target_end):
-                m.d.sync += target.eq(following)
             with m.If(tile_end):
                 m.d.sync += [
-                    target.eq(Mux(self.present[Target.KEYS], Target.KEY_FACTORS, first_mask)),
                     group.eq(group + 1),
                     base.eq(base + config.max_head_dim),
                     tiles_left.eq(tiles_left - 1),
                 ]
         with m.If(self.start):
             m.d.sync += [
-                *(target.eq(first), row.eq(0), word.eq(0), part.eq(0)),
+                *(row.eq(0), word.eq(0), part.eq(0)),
                 group.eq(self.group),
                 base.eq(self.base),
                 tiles_left.eq(self.last_tile),
@@ -236,13 +259,6 @@ class PayloadWriter(wiring.Component):
             with m.If(present[candidate]):
                 m.d.comb += first.eq(candidate)
         return first
-
-    def _following(self, m: Module, target: Value) -> tuple[Signal, Value]:
-        """The target after this one, and whether there is none."""
-        later = Signal(len(Target))
-        for candidate in Target:
-            m.d.comb += later[candidate].eq(self.present[candidate] & (target < candidate))
-        return self._first(m, later), later == 0
 
     def _geometry(self, target: Value) -> tuple[Value, Value, Value]:
         """Words of a row, rows and parts of a target, each less one."""

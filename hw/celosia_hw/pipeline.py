@@ -1,4 +1,4 @@
-"""Small building blocks of the pipeline: products, rounding, delayed events, counted steps."""
+"""Small building blocks of the pipeline: rounding, delayed events, counted steps."""
 
 from __future__ import annotations
 
@@ -11,20 +11,9 @@ __all__ = [
     "Steps",
     "clamp",
     "delayed",
-    "multiply",
     "round_shift",
     "shift_right_twice",
 ]
-
-
-def multiply(m: Module, a: Value, b: Value, stages: int, name: str) -> Signal:
-    """``a * b``, `stages` clocks later, a new product every clock."""
-    product = a * b
-    for stage in range(stages):
-        register = Signal(product.shape(), name=f"{name}_{stage}", reset_less=True)
-        m.d.sync += register.eq(product)
-        product = register
-    return product
 
 
 def delayed(m: Module, value: Value, clocks: int, name: str) -> Value:
@@ -115,6 +104,16 @@ class EventDelay(wiring.Component):
         m.d.sync += line.eq(Cat(self.i_valid, line))
         m.d.comb += self.o_valid.eq(line[-1])
 
+        if self._depth == 1:
+            record = Signal.like(Value.cast(self.o), name="record", reset_less=True)
+            with m.If(self.i_valid):
+                m.d.sync += record.eq(self.i)
+            m.d.comb += Value.cast(self.o).eq(record)
+        else:
+            self._ring(m)
+        return m
+
+    def _ring(self, m: Module) -> None:
         depth = self._depth
         write, read = Signal(range(depth)), Signal(range(depth))
         with m.If(self.i_valid):
@@ -132,7 +131,6 @@ class EventDelay(wiring.Component):
             read_port.addr.eq(read),
             Value.cast(self.o).eq(read_port.data),
         ]
-        return m
 
 
 class Steps(wiring.Component):

@@ -6,6 +6,7 @@ carries ``last``. Numbers are little-endian. Commands have a header of 16 bytes,
 
     IDENTIFY                                          -> IDENTITY   configuration
     COUNTERS   flags                                  -> STATISTICS counters
+    RESET                                             -> IDENTITY   once all else is answered
     LOAD       slot, tiles, head dims, key tiles      (no reply)
     APPEND     slot, key, head dims, one key          (no reply)
     ATTEND     slot, tiles, ..., one query tile       -> RESULT     one result tile
@@ -90,6 +91,7 @@ class Opcode(enum.IntEnum):
     ATTEND = 4
     APPEND = 5
     MULTIPLY = 6
+    RESET = 7
 
 
 class Reply(enum.IntEnum):
@@ -114,6 +116,8 @@ class ErrorCode(enum.IntEnum):
     UNKNOWN_OPCODE = 3
     BAD_FIELD = 4
     """A field of the header is out of the configuration's range."""
+    BAD_KEEP = 5
+    """A word within the packet lacks bytes."""
 
 
 # Layouts: name -> bits, from the least significant bit of the first byte; `SIGNED_FIELDS` are

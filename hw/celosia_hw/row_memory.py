@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
-from amaranth.lib import data, memory, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from .arithmetic import ELEMENT_BITS, FACTOR_BITS
 from .config import AcceleratorConfig
 from .pipeline import delayed
+from .ram import ram
 
 __all__ = ["FactorMemory", "RowMemory"]
 
@@ -16,8 +17,9 @@ __all__ = ["FactorMemory", "RowMemory"]
 class RowMemory(wiring.Component):
     """Block RAM of rows of int8 elements, written a link word at a time.
 
-    Read latency two clocks, a row every clock. A row that is wider than the link is kept in
-    several memories, one per word of the row. A single element of a row can be written.
+    Read latency two clocks, a row every clock; what is written can be read two clocks later. A row
+    that is wider than the link is kept in several memories, one per word of the row. A single
+    element of a row can be written.
 
     Parameters
     ----------
@@ -59,7 +61,7 @@ class RowMemory(wiring.Component):
         width, link = self._elements * ELEMENT_BITS, self._config.link_bits
         for word, start in enumerate(range(0, width, link)):
             bits = min(link, width - start)
-            storage = memory.Memory(shape=bits, depth=self._depth, init=[])
+            storage = ram(bits, self._depth)
             m.submodules[f"word_{word}"] = storage
             write = storage.write_port(granularity=ELEMENT_BITS)
             read = storage.read_port()
@@ -69,10 +71,11 @@ class RowMemory(wiring.Component):
                 for element in range(bits // ELEMENT_BITS)
             )
             here = self.write & (self.write_word == word)
+            # Block RAM is all over the chip.
             m.d.comb += [
-                write.addr.eq(self.write_row),
-                write.data.eq(self.write_data),
-                write.en.eq(Mux(here, chosen, 0)),
+                write.addr.eq(delayed(m, self.write_row, 1, f"row_{word}")),
+                write.data.eq(delayed(m, self.write_data, 1, f"data_{word}")),
+                write.en.eq(delayed(m, Mux(here, chosen, 0), 1, f"enable_{word}")),
                 read.addr.eq(self.read_row),
             ]
             m.d.sync += self.row.as_value()[start : start + bits].eq(read.data)
@@ -83,7 +86,8 @@ class FactorMemory(wiring.Component):
     """Groups of numbers, kept as words and read one number a clock.
 
     Latency two clocks from `start` to the first number of the group; throughput one a clock, also
-    from group to group. There is no back-pressure. A single number of a group can be written.
+    from group to group. There is no back-pressure. What is written can be read two clocks later. A
+    single number of a group can be written.
 
     Parameters
     ----------
@@ -136,15 +140,16 @@ class FactorMemory(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         words, bits, per_word = self._words, self._bits, self._word_bits // self._bits
-        storage = memory.Memory(shape=self._word_bits, depth=self._groups * words, init=[])
+        storage = ram(self._word_bits, self._groups * words)
         m.submodules.storage = storage
         write, read = storage.write_port(granularity=bits), storage.read_port()
         place = self.write_element % per_word
         chosen = Cat(~self.write_single | (place == i) for i in range(per_word))
+        address = self.write_group * words + self.write_word
         m.d.comb += [
-            write.addr.eq(self.write_group * words + self.write_word),
-            write.data.eq(self.write_data),
-            write.en.eq(Mux(self.write, chosen, 0)),
+            write.addr.eq(delayed(m, address, 1, "write_address")),
+            write.data.eq(delayed(m, self.write_data, 1, "written")),
+            write.en.eq(delayed(m, Mux(self.write, chosen, 0), 1, "write_enable")),
         ]
 
         # The event reads the first word at once; afterwards the address runs one factor ahead.

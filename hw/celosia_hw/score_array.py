@@ -8,7 +8,8 @@ from amaranth.lib.wiring import In, Out
 
 from .arithmetic import ELEMENT_BITS, Widths
 from .config import AcceleratorConfig
-from .pipeline import Steps, delayed, multiply
+from .multiplier import Operand, multiply
+from .pipeline import Steps, delayed
 
 __all__ = ["ScoreArray"]
 
@@ -65,7 +66,8 @@ class ScoreArray(wiring.Component):
             tags.append(delayed(m, tags[-1], 1, f"first_row_{r}"))
 
         sums = [
-            [self._element(m, r, c, left, top, tags) for c in range(lanes)] for r in range(rows)
+            [self._element(m, platform, r, c, left, top, tags) for c in range(lanes)]
+            for r in range(rows)
         ]
 
         m.submodules.drain = drain = Steps(rows)
@@ -82,13 +84,18 @@ class ScoreArray(wiring.Component):
             select = delayed(m, select, 1, f"select_{c}")
         return m
 
-    def _element(self, m: Module, r: int, c: int, left: list, top: list, tags: list) -> Signal:
+    def _element(
+        self, m: Module, platform, r: int, c: int, left: list, top: list, tags: list
+    ) -> Signal:
         """One processing element; moves what enters row r and column c one element on."""
         key = Signal(signed(ELEMENT_BITS), name=f"key_{r}_{c}", reset_less=True)
         query = Signal(signed(ELEMENT_BITS), name=f"query_{r}_{c}", reset_less=True)
         total = Signal(self._score, name=f"sum_{r}_{c}", reset_less=True)
         m.d.sync += [key.eq(left[r]), query.eq(top[c])]
-        product = multiply(m, key, query, self._config.multiplier_stages, f"product_{r}_{c}")
+        product = multiply(
+            *(m, Operand(left[r], key), Operand(top[c], query)),
+            *(self._config.multiplier_stages, f"product_{r}_{c}", platform),
+        )
         m.d.sync += total.eq(Mux(tags[r], 0, total) + product)
         left[r], top[c] = key, query
         tags[r] = delayed(m, tags[r], 1, f"first_{r}_{c}")

@@ -200,11 +200,16 @@ class Sequencer(wiring.Component):
 
         # A key tile waits for its mask.
         paused = Signal()
-        tile_end = running & ~paused & (clock == job.last_clock)
-        query_end = tile_end & (tiles_left == 0)
+        # What decides on the next tile is a register of its own, as much depends on it.
+        tile_end, is_last, before_end = Signal(), Signal(), Signal.like(clock)
+        m.d.sync += [
+            before_end.eq(job.last_clock - 1),
+            tile_end.eq(running & ~paused & ~tile_end & (clock == before_end)),
+        ]
+        query_end = tile_end & is_last
         masks = Signal(range(MASK_TILES + 1))
         start = self._start(m, new, job, running, query_end, masks != 0)
-        following = running & (paused | tile_end & (tiles_left != 0))
+        following = running & (paused | tile_end & ~is_last)
         ready = ~_is_masked(job) | (masks != 0)
         used = Mux(start, _is_masked(new), following & ready & _is_masked(job))
         m.d.sync += [masks.eq(masks + self.mask_arrived - used), paused.eq(following & ~ready)]
@@ -215,6 +220,7 @@ class Sequencer(wiring.Component):
             m.d.sync += [
                 running.eq(~query_end),
                 tiles_left.eq(tiles_left - 1),
+                is_last.eq(tiles_left == 1),
                 own["first"].eq(0),
                 *(own[name].eq(value) for name, value in next_tile.items()),
                 self.key_row.eq(next_tile["base"]),
@@ -231,6 +237,7 @@ class Sequencer(wiring.Component):
                 clock.eq(0),
                 job.eq(new),
                 tiles_left.eq(new.last_tile),
+                is_last.eq(new.last_tile == 0),
                 own["first"].eq(1),
                 own["slot"].eq(new.slot),
                 own["base"].eq(new.base),
@@ -243,7 +250,7 @@ class Sequencer(wiring.Component):
         m.d.comb += [self.tile[name].eq(job[name]) for name in rest]
         m.d.comb += [self.tile[name].eq(value) for name, value in own.items()]
         m.d.comb += [
-            self.tile.last.eq(tiles_left == 0),
+            self.tile.last.eq(is_last),
             self.row_first.eq(running & ~paused & (clock == 0)),
             self.row_last.eq(running & ~paused & (clock == job.last_dim)),
             self.tile_valid.eq(self.row_last),
@@ -299,19 +306,25 @@ class Sequencer(wiring.Component):
         apart = (in_flight != 0) & (new.product != is_product)
 
         # A shorter inner dimension must not catch up with the tile before.
-        settle = Signal(range(self._config.max_head_dim + 1))
+        settle, settled = Signal(range(self._config.max_head_dim + 1)), Signal(init=1)
+        m.d.sync += settled.eq(~query_end & (settle <= 1))
         with m.If(query_end):
             m.d.sync += settle.eq(job.last_dim + 1)
         with m.Elif(settle != 0):
             m.d.sync += settle.eq(settle - 1)
-        same = (new.last_dim == job.last_dim) & (new.last_value_dim == job.last_value_dim)
-        follows = Mux(running, query_end & same, same | (settle == 0))
 
+        # A clock after the conditions: they change by a start, or for the better; the mask tile is
+        # not taken by another key tile, as that one does not end so soon.
+        permitted, same = Signal(), Signal()
+        m.d.sync += [
+            permitted.eq(self.job.valid & ~start & (credit != 0) & spaced & ~apart & self._masked),
+            same.eq((new.last_dim == job.last_dim) & (new.last_value_dim == job.last_value_dim)),
+        ]
         idle = ~running | query_end
         m.d.comb += [
-            start.eq(self.job.valid & self.job.ready),
+            start.eq(permitted & Mux(running, query_end & same, same | settled)),
             self._masked.eq(~_is_masked(new) | has_mask),
-            self.job.ready.eq((credit != 0) & spaced & ~apart & follows & self._masked),
+            self.job.ready.eq(start),
             self.lacks_output.eq(idle & self.job.valid & (credit == 0)),
         ]
         return start

@@ -8,7 +8,8 @@ from amaranth.lib.wiring import In, Out
 
 from .arithmetic import FACTOR_BITS, GAIN_BITS, OPERAND_BITS, Exp2Table, Widths
 from .config import AcceleratorConfig
-from .pipeline import clamp, delayed, multiply, round_shift, shift_right_twice
+from .multiplier import multiply
+from .pipeline import clamp, delayed, round_shift, shift_right_twice
 from .timing import MAXIMUM, Timing
 
 __all__ = ["LaneStep", "SoftmaxLane"]
@@ -117,15 +118,15 @@ class SoftmaxLane(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         m.d.sync += self.next_step.eq(self.step)
-        log_score, allowed = self._log_score(m), self._allowed(m)
+        log_score, allowed = self._log_score(m, platform), self._allowed(m)
         maximum, rescale = self._maximum(m, log_score, allowed)
         log_score, allowed = self._wait(m, log_score, allowed)
         probability = self._probability(m, log_score, allowed, maximum)
         self._row_sum(m, probability, rescale, maximum)
-        self._weigh(m, probability)
+        self._weigh(m, platform, probability)
         return m
 
-    def _log_score(self, m: Module) -> Signal:
+    def _log_score(self, m: Module, platform) -> Signal:
         """`arithmetic.log_score`, `arithmetic.biased`."""
         stages = self._config.multiplier_stages
         query_factor = Signal(FACTOR_BITS, reset_less=True)
@@ -134,12 +135,12 @@ class SoftmaxLane(wiring.Component):
 
         gain = Signal(GAIN_BITS, reset_less=True)
         operand = Signal(signed(OPERAND_BITS), reset_less=True)
-        factors = multiply(m, query_factor, self.step.key_factor, stages, "factors")
+        factors = multiply(m, query_factor, self.step.key_factor, stages, "factors", platform)
         m.d.sync += [
             gain.eq(round_shift(factors, 2 * FACTOR_BITS - GAIN_BITS)),
             operand.eq(round_shift(self.score, self._widths.score_drop)),
         ]
-        product = multiply(m, operand, gain, stages, "scaled")
+        product = multiply(m, operand, gain, stages, "scaled", platform)
         # One fraction bit more, by which the result is rounded.
         shifted = shift_right_twice(
             m, Cat(Const(0, 1), product).as_signed(), self.step.score_shift, "shifted"
@@ -290,10 +291,11 @@ class SoftmaxLane(wiring.Component):
             self.final_maximum.eq(Mux(final, last_maximum, 0)),
         ]
 
-    def _weigh(self, m: Module, probability: Signal) -> None:
+    def _weigh(self, m: Module, platform, probability: Signal) -> None:
         """`arithmetic.weight`."""
         product = multiply(
-            m, probability, self.step.value_factor, self._config.multiplier_stages, "weighted"
+            *(m, probability, self.step.value_factor),
+            *(self._config.multiplier_stages, "weighted", platform),
         )
         m.d.sync += self.weight.eq(round_shift(product, FACTOR_BITS))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from amaranth.hdl import Array, Module, Mux, Signal
-from amaranth.lib import memory, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import AcceleratorConfig
 from .payload import QUERY_BUFFERS
 from .pipeline import delayed
+from .ram import ram
 
 __all__ = ["TileList"]
 
@@ -55,9 +56,7 @@ class TileList(wiring.Component):
         m = Module()
         per_word = self._config.link_bits // ENTRY_BITS
         bits = (per_word - 1).bit_length()
-        storage = memory.Memory(
-            shape=self._config.link_bits, depth=QUERY_BUFFERS * self._words, init=[]
-        )
+        storage = ram(self._config.link_bits, QUERY_BUFFERS * self._words)
         m.submodules.storage = storage
         write, read = storage.write_port(), storage.read_port()
         entry, group = Signal(range(self._words * per_word)), Signal.like(self.group)

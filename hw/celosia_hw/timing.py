@@ -24,8 +24,9 @@ MAXIMUM = 3
 """Clocks from a tile's last log score to its new running maximum."""
 PROBABILITY = 6
 """Registers from a log score beside its maximum to a probability."""
-ACCUMULATOR_READ = 4
-"""Clocks from an accumulator's address to its rescaled value: memory, its register, two shifts."""
+ACCUMULATOR_READ = 5
+"""Clocks from an accumulator's address to its rescaled value: memory, its register, the choice of
+the bank, two shifts."""
 
 
 class Timing:
@@ -74,8 +75,8 @@ class Timing:
         self.position = self.score_shift + LOG_SCORE - 1
         self.load_interval = self.position - 1
         self.mask = self.position - MASK_READ
-        # Distance, product, two shifts and the saturation of a linear bias.
-        self.slope = self.mask - stages - 4
+        # Distance, product in two parts, their sum, two shifts and saturation of a linear bias.
+        self.slope = self.mask - stages - 6
         self.log_score = self.position + 1
         self.delay_line = rows - 1 + MAXIMUM
         self.probability = self.log_score + self.delay_line + PROBABILITY

@@ -8,7 +8,8 @@ from amaranth.lib.wiring import In, Out
 
 from .arithmetic import ELEMENT_BITS, Widths
 from .config import AcceleratorConfig
-from .pipeline import delayed, multiply
+from .multiplier import Operand, multiply
+from .pipeline import delayed
 
 __all__ = ["ValueArray"]
 
@@ -72,12 +73,14 @@ class ValueArray(wiring.Component):
 
         load, load_first = self.load, self.load_first
         for c in range(lanes):
-            self._column(m, c, load, load_first, left, tags)
+            self._column(m, platform, c, load, load_first, left, tags)
             load = delayed(m, load, 1, f"load_{c}")
             load_first = delayed(m, load_first, 1, f"load_first_{c}")
         return m
 
-    def _column(self, m: Module, c: int, load, load_first, left: list, tags: list) -> None:
+    def _column(
+        self, m: Module, platform, c: int, load, load_first, left: list, tags: list
+    ) -> None:
         above, partial, enable_above = self.weights[c], None, None
         for r in range(self._config.key_rows):
             # Row r takes part from the tile's weight r on: before that its shadow is still
@@ -93,7 +96,10 @@ class ValueArray(wiring.Component):
                 m.d.sync += shadow.eq(above)
             with m.If(tags[r]):
                 m.d.sync += weight.eq(shadow)
-            product = multiply(m, value, weight, self._config.multiplier_stages, f"product_{r}_{c}")
+            product = multiply(
+                *(m, Operand(left[r], value), Operand(shadow, weight, tags[r])),
+                *(self._config.multiplier_stages, f"product_{r}_{c}", platform),
+            )
             m.d.sync += total.eq(product if partial is None else partial + product)
             left[r], tags[r] = value, delayed(m, tags[r], 1, f"swap_{r}_{c}")
             above, partial, enable_above = shadow, total, enable

@@ -50,8 +50,8 @@ class CompiledSimulation(StreamTransport):
     Parameters
     ----------
     verilog : str
-        Design with the top module ``celosia``; its payload ports have a bit more than the word,
-        which is ``last``.
+        Design with the top module ``celosia`` and the ports of
+        `celosia_hw.axi_stream.AxiStreamAccelerator`.
     link_bytes : int
         Bytes of a link word: 4, 8, 16, 32 or 64.
     idle_clocks : int

@@ -1,6 +1,5 @@
-// Drives the two streams of a verilated accelerator. LINK_BYTES is the size of a link word.
-// A word lies in memory as in a packet, little-endian; the port has `last` above its data.
-// Verilator calls the port command__valid command___05Fvalid, and so on.
+// Drives the two AXI4-Streams of a verilated accelerator. LINK_BYTES is the size of a link word.
+// A word lies in memory as in a packet, little-endian.
 
 #include <cstdint>
 #include <cstring>
@@ -17,28 +16,14 @@ using Trace = VerilatedVcdC;
 
 namespace {
 
-void store(QData& port, const uint8_t* data, bool last) {
-    uint32_t low;
-    std::memcpy(&low, data, sizeof low);
-    port = QData{last} << 32 | low;
+template <class Port>
+void store(Port& port, const uint8_t* data) {
+    std::memcpy(&port, data, LINK_BYTES);
 }
 
-bool load(const QData& port, uint8_t* data) {
-    const uint32_t low = static_cast<uint32_t>(port);
-    std::memcpy(data, &low, sizeof low);
-    return port >> 32;
-}
-
-template <class Wide>
-void store(Wide& port, const uint8_t* data, bool last) {
-    std::memcpy(&port[0], data, LINK_BYTES);
-    port[LINK_BYTES / 4] = last;
-}
-
-template <class Wide>
-bool load(const Wide& port, uint8_t* data) {
-    std::memcpy(data, &port[0], LINK_BYTES);
-    return port[LINK_BYTES / 4];
+template <class Port>
+void load(const Port& port, uint8_t* data) {
+    std::memcpy(data, &port, LINK_BYTES);
 }
 
 // splitmix64
@@ -101,14 +86,15 @@ public:
 
     void reset() {
         valid = false;
-        model.command___05Fvalid = 0;
-        model.result___05Fready = 0;
-        model.rst = 1;
+        model.s_axis_tvalid = 0;
+        model.s_axis_tkeep = ~uint64_t{0} >> (64 - LINK_BYTES);
+        model.m_axis_tready = 0;
+        model.aresetn = 0;
         for (int i = 0; i < 4; ++i) {
             settle();
             edge();
         }
-        model.rst = 0;
+        model.aresetn = 1;
     }
 
     // Simulates until everything is done, `limit` clocks have passed, no word has moved for
@@ -119,20 +105,22 @@ public:
             if (x.sent == x.words && !x.replies) break;
             if (!valid) {
                 valid = x.sent < x.words && !random.below(command_stall);
-                model.command___05Fvalid = valid;
+                model.s_axis_tvalid = valid;
                 if (valid) {
-                    store(model.command___05Fpayload, x.command + x.sent * LINK_BYTES,
-                          x.command_ends[x.sent]);
-                } else if (command_stall) {  // a payload without valid means nothing
-                    store(model.command___05Fpayload, garbage, true);
+                    store(model.s_axis_tdata, x.command + x.sent * LINK_BYTES);
+                    model.s_axis_tlast = x.command_ends[x.sent];
+                } else if (command_stall) {  // data without valid mean nothing
+                    store(model.s_axis_tdata, garbage);
+                    model.s_axis_tlast = 1;
                 }
             }
-            model.result___05Fready = !random.below(result_stall);
+            model.m_axis_tready = !random.below(result_stall);
             settle();
-            const bool sending = valid && model.command___05Fready;
-            const bool receiving = model.result___05Fready && model.result___05Fvalid;
+            const bool sending = valid && model.s_axis_tready;
+            const bool receiving = model.m_axis_tready && model.m_axis_tvalid;
             if (receiving) {
-                const bool last = load(model.result___05Fpayload, x.result + x.received * LINK_BYTES);
+                load(model.m_axis_tdata, x.result + x.received * LINK_BYTES);
+                const bool last = model.m_axis_tlast;
                 x.result_ends[x.received++] = last;
                 x.replies -= last && x.replies;
                 x.last_result = clocks;
@@ -159,13 +147,13 @@ private:
 
     // Outputs for the present inputs.
     void settle() {
-        model.clk = 0;
+        model.aclk = 0;
         model.eval();
         dump();
     }
 
     void edge() {
-        model.clk = 1;
+        model.aclk = 1;
         model.eval();
         dump();
         ++clocks;
@@ -173,7 +161,7 @@ private:
 
     void dump() {
 #if VM_TRACE
-        trace.dump(clocks * 10 + (model.clk ? 5 : 0));
+        trace.dump(clocks * 10 + (model.aclk ? 5 : 0));
 #endif
     }
 

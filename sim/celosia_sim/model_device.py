@@ -213,7 +213,9 @@ class ModelTransport:
 
         if error is not ErrorCode.NONE:
             self._reply(Reply.ERROR, header["tag"], code=error)
-        elif header["opcode"] == Opcode.IDENTIFY:
+        elif header["opcode"] in (Opcode.IDENTIFY, Opcode.RESET):
+            if header["opcode"] == Opcode.RESET:
+                self._counters = dict.fromkeys(COUNTER_NAMES, 0)
             self._reply(Reply.IDENTITY, header["tag"], identity_payload(config, VERSION))
         elif header["opcode"] == Opcode.COUNTERS:
             values = struct.pack("<4Q", *(self._counters[name] for name in COUNTER_NAMES))
@@ -266,7 +268,7 @@ class ModelTransport:
 
     def _bad_field(self, header: dict[str, int]) -> bool:
         config = self.config
-        if header["opcode"] in (Opcode.IDENTIFY, Opcode.COUNTERS):
+        if header["opcode"] in (Opcode.IDENTIFY, Opcode.COUNTERS, Opcode.RESET):
             return False
         reserved = (
             header["reserved"]

@@ -194,26 +194,11 @@ def _verilate(
     tools: Toolchain, options: Sequence[str], verilog: str, folder: Path
 ) -> dict[Path, int]:
     """The C++ files of a design, and their sizes in bytes."""
-    (folder / "celosia.v").write_text(_with_loops(verilog))
+    (folder / "celosia.v").write_text(verilog)
     environment = {**os.environ, "VERILATOR_ROOT": tools.root}
     command = [*tools.verilator, *options, "--Mdir", str(folder), str(folder / "celosia.v")]
     _run(command, "Verilator", environment)
     return {path: path.stat().st_size for path in sorted(folder.glob("*.cpp"))}
-
-
-def _with_loops(verilog: str) -> str:
-    """Replace the assignments of zero to each word of a memory by a loop.
-
-    Amaranth writes one per word; of a configuration with large memories they would be most of
-    the code to compile.
-    """
-    zeros = re.compile(r"^( *)(\w+)\[0\] = \d+'h0+;\n(?:\1\2\[\d+\] = \d+'h0+;\n)+", re.MULTILINE)
-
-    def loop(found: re.Match[str]) -> str:
-        indent, name = found.groups()
-        return f"{indent}for (int i = 0; i < {found[0].count(chr(10))}; i++) {name}[i] = 0;\n"
-
-    return zeros.sub(loop, verilog)
 
 
 def _runtime(

@@ -82,7 +82,7 @@ async def check(dut: Any, queries: list[Tiles], rng: np.random.Generator, slack:
     seen = await play(dut, "accumulator", inputs, names)
     assert drains
     for at, (_, _, expected) in drains.items():
-        value = split(seen["drained"][at + 2], WIDTHS.accumulator, 1, signed=True)
+        value = split(seen["drained"][at + 3], WIDTHS.accumulator, 1, signed=True)
         assert value == [expected], at
     for name in ("read_step", "write_step"):
         np.testing.assert_array_equal(seen[f"next_{name}"][1:], inputs[name][: clocks - 1])
@@ -149,5 +149,5 @@ async def products(dut: Any) -> None:
     seen = await play(dut, "accumulator", inputs, ["drained"])
     for number, row in enumerate(scores):
         for index, score in enumerate(row):
-            at = (number + 1) * depth + index + 2 + 2
+            at = (number + 1) * depth + index + 2 + 3
             assert split(seen["drained"][at], WIDTHS.accumulator, 1, signed=True) == [score]

@@ -15,7 +15,7 @@ CONFIG = configuration()
 WIDTHS = Widths(CONFIG)
 LANES = CONFIG.output_lanes
 MAX_TOTAL = CONFIG.max_sequence * ((1 << CONFIG.probability_bits) - 1)
-NORMALIZER_LATENCY = CONFIG.multiplier_stages + 5
+NORMALIZER_LATENCY = CONFIG.multiplier_stages + 6
 
 
 def special_totals() -> list[int]:

@@ -11,7 +11,7 @@ from celosia_hw.payload import QUERY_BUFFERS
 
 CONFIG = configuration()
 LINK = CONFIG.link_bytes
-READ_LATENCY = 2
+READ_LATENCY, WRITE_LATENCY = 2, 2
 KEY_ROWS = CONFIG.slots * CONFIG.max_head_dim
 
 
@@ -53,6 +53,7 @@ async def check_rows(dut: Any, component: str, elements: int, depth: int) -> Non
     expected = {}
     for row in rng.permutation(depth):
         write(int(row))
+    clock += WRITE_LATENCY - 1
     for row in rng.permutation(depth):  # a row every clock
         waves.put(clock, read_row=int(row))
         expected[clock + READ_LATENCY] = contents[row].copy()
@@ -63,14 +64,15 @@ async def check_rows(dut: Any, component: str, elements: int, depth: int) -> Non
         contents[row, element] = value
         waves.put(clock, write=1, write_row=row, write_single=1, write_element=element)
         waves.put(clock, write_word=element // LINK, write_data=join([value] * LINK, 8))
-        waves.put(clock + 1, read_row=row)
-        expected[clock + 1 + READ_LATENCY] = contents[row].copy()
-        clock += 2
+        waves.put(clock + WRITE_LATENCY, read_row=row)
+        expected[clock + WRITE_LATENCY + READ_LATENCY] = contents[row].copy()
+        clock += WRITE_LATENCY + 1
     for _ in range(200):  # a row is read while another is written
         row, other = (int(r) for r in rng.choice(depth, 2, replace=False))
         waves.put(clock, read_row=other)
         expected[clock + READ_LATENCY] = contents[other].copy()
         write(row)
+        clock += WRITE_LATENCY - 1
         waves.put(clock, read_row=row)
         expected[clock + READ_LATENCY] = contents[row].copy()
         clock += 1
@@ -108,6 +110,7 @@ async def check_factors(dut: Any, component: str, factors: int, groups: int) -> 
         waves.put(clock, write_word=2 * element // LINK, write_data=join([value] * (LINK // 2), 16))
         clock += 1
     expected = {}
+    clock += WRITE_LATENCY - 1
     for number in range(100):
         group = int(rng.integers(groups))
         waves.put(clock, start=1, group=group)

@@ -6,8 +6,6 @@ clock and reset ``<member>_clk`` and ``<member>_rst``, so that only what is test
 
 from __future__ import annotations
 
-import os
-
 from amaranth.hdl import DomainRenamer, Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out, connect, flipped
@@ -26,6 +24,7 @@ from celosia_hw.sequencer import Sequencer
 from celosia_hw.softmax_lane import SoftmaxLane
 from celosia_hw.tile_list import TileList
 from celosia_hw.value_array import ValueArray
+from celosia_hw.verilog import Target, convert
 
 __all__ = ["CONFIGS", "DELAYS", "TOP", "Testbed", "testbed_verilog"]
 
@@ -102,7 +101,4 @@ class Testbed(wiring.Component):
 
 def testbed_verilog(config: AcceleratorConfig) -> str:
     """The Verilog of a testbed."""
-    os.environ.setdefault("AMARANTH_USE_YOSYS", "builtin")
-    from amaranth.back import verilog
-
-    return verilog.convert(Testbed(config), name=TOP, emit_src=False, strip_internal_attrs=True)
+    return convert(Testbed(config), Target(TOP))
