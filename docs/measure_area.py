@@ -1,0 +1,62 @@
+"""Measure area and speed of a ladder of configurations: ``python docs/measure_area.py``.
+
+Prints the table of docs/area.md; takes about an hour on two cores. Arguments restrict it to rows
+whose configuration or target they name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+from celosia_hw.config import AcceleratorConfig, preset
+from celosia_hw.estimate import TARGETS, Estimate, estimate
+
+FOUR = dataclasses.replace(
+    preset("small"), key_rows=4, query_lanes=4, max_keys=256, link_bytes=4, normalizer_lanes=1
+)
+LADDER: tuple[tuple[str, AcceleratorConfig, str], ...] = (
+    *(("`tiny`, 4 x 3", preset("tiny"), target) for target in TARGETS),
+    ("4 x 4", FOUR, "ecp5"),
+    *(("`small`, 8 x 8", preset("small"), target) for target in ("ecp5", "xilinx7", "asic")),
+)
+KINDS = ("LUT", "FF", "LUT RAM", "DSP", "block RAM")
+
+
+def row(name: str, result: Estimate) -> str:
+    """A line of the table."""
+    total, macs = result.total, result.multipliers
+    cells = [str(total[kind]) if total[kind] else "-" for kind in KINDS]
+    if total["area"]:
+        cells[0] = f"{total['area'] / 1e6:.2f} mm²"
+    per_mac = [f"{total[kind] / macs:.0f}" if total[kind] else "-" for kind in ("LUT", "FF")]
+    fmax = f"{result.fmax:.1f}" if result.fmax else result.remark
+    path = ", ".join(f"{place} {delay:.1f}" for place, delay in result.critical_path)
+    fields = [name, TARGETS[result.target].name, *cells, *per_mac, fmax, path or "-"]
+    return "| " + " | ".join(fields) + " |"
+
+
+def main() -> None:
+    """Measure, and print a line as soon as it is known."""
+    head = ["configuration", "target", *KINDS, "LUT per MAC", "FF per MAC", "MHz"]
+    head.append("critical path, ns in each component")
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for name, config, target in LADDER:
+        wanted = sys.argv[1:]
+        if wanted and not any(word in (name, target) or word in name for word in wanted):
+            continue
+        result = estimate(
+            config, target, lambda line: print(f"\r\x1b[K{line}"[:120], end="", file=sys.stderr)
+        )
+        print("\r\x1b[K", end="", file=sys.stderr)
+        print(row(name, result), flush=True)
+        for component, cells in sorted(result.cells.items()):
+            print(f"<!-- {component}: {dict(cells)} -->", file=sys.stderr)
+        arrays = {
+            n: f"{f:.0f} MHz" for n, f in result.component_fmax.items() if n.endswith("array")
+        }
+        print(f"{name} on {target}: {arrays}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

