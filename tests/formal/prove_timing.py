@@ -105,7 +105,15 @@ def steps(p: Proof, component: Any) -> None:
     p.lemma((left != 0) | (dut.index == 0))
 
 
-def keep_distance(p: Proof, valid: Any, tile: Any, config: AcceleratorConfig) -> Value:
+class Distance(NamedTuple):
+    """Whether a key tile keeps it; clocks since the last one, and how many steps that has."""
+
+    is_kept: Value
+    since: Signal
+    steps: Signal
+
+
+def distance(p: Proof, valid: Any, tile: Any, config: AcceleratorConfig) -> Distance:
     """Key tiles come no closer than what is behind the sequencer allows.
 
     That is a read, addition and write of an accumulator, a score for each key, and a step for each
@@ -119,7 +127,8 @@ def keep_distance(p: Proof, valid: Any, tile: Any, config: AcceleratorConfig) ->
         p.m.d.sync += [since.eq(1), steps.eq(count)]
     with p.m.Elif(since != 31):
         p.m.d.sync += since.eq(since + 1)
-    return ~valid | (since >= max(config.key_rows, config.tile_latency)) & (since >= steps)
+    least = max(config.key_rows, config.tile_latency)
+    return Distance(~valid | (since >= least) & (since >= steps), since, steps)
 
 
 @prove(
@@ -152,7 +161,7 @@ def tile_distance(p: Proof, component: Any) -> None:
     inside = p.add(sequencer)
     job, tile = sequencer.job, sequencer.tile
     assume_jobs(p, job, CONFIG)
-    p.claim(keep_distance(p, sequencer.tile_valid, tile, CONFIG))
+    p.claim(distance(p, sequencer.tile_valid, tile, CONFIG).is_kept)
     is_query_open(p, job, inside, CONFIG)
 
     # Query tiles: a clock for each lane; more, if a lane keeps a state; products by themselves.
@@ -280,7 +289,8 @@ def conductor_events(p: Proof, component: Any) -> None:
     inside = p.add(dut)
     p.never_reset()
     m, valid, tile, timing = p.m, dut.tile_valid, dut.tile, Timing(SMALL)
-    p.assume(keep_distance(p, valid, tile, SMALL))
+    before = distance(p, valid, tile, SMALL)
+    p.assume(before.is_kept)
     p.assume(~valid | (tile.last_value_dim < SMALL.max_head_dim))
     in_query, was_product = Signal(), Signal()
     with m.If(valid):
@@ -331,6 +341,8 @@ def conductor_events(p: Proof, component: Any) -> None:
             is_event, last, value_dim = past(base, age, "last", "last_value_dim")
             p.lemma(~is_event | (value_dim < SMALL.max_head_dim))
             steps = SMALL.key_rows if base is product else value_dim + 1
+            p.lemma(~is_event | (before.since <= age))
+            p.lemma(~is_event | (before.since != age) | (before.steps == steps))
             for gap in range(1, min(age, SMALL.max_head_dim)):
                 is_near = (gap < SMALL.tile_latency) | (gap < steps)
                 p.lemma(~(is_event & p.past(every, age - gap) & is_near))
