@@ -11,7 +11,7 @@ from celosia_hw.config import AcceleratorConfig
 from celosia_hw.drain import FIFO_WORDS, Drain, DrainKind
 from celosia_hw.normalizer import Normalizer
 from celosia_hw.sequencer import ACCUMULATOR_BANKS, QueryJob, Sequencer
-from formal.prover import Inside, Proof, is_steady, keeps_to, mutant, prove
+from formal.prover import Inside, Proof, is_steady, keeps_to, mutant, prove, total
 
 CONFIG = AcceleratorConfig(
     key_rows=2,
@@ -28,10 +28,6 @@ SHORTEST = CONFIG.pitch(1, 1) - 1
 """Clocks of a key tile less one, at least."""
 MAX_ACTIVE = ACCUMULATOR_BANKS + 1
 """Query tiles between sequencer and drain: the drain hands a bank back before it has read it."""
-
-
-def total(values: Any) -> Value:
-    return sum(values, start=Value.cast(0))
 
 
 def drain_of_any_results(p: Proof, component: Any) -> Any:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from amaranth.hdl import Array, Cat, Mux, Signal, Value
 from amaranth.lib import data
 
-from celosia_hw import VERSION
 from celosia_hw.arithmetic import MASK_TILES, OUTPUT_PARTS, SUM_PARTS
 from celosia_hw.config import AcceleratorConfig
 from celosia_hw.front_end import FrontEnd
@@ -18,27 +16,20 @@ from celosia_hw.payload import QUERY_BUFFERS, PayloadWriter, Target, _words
 from celosia_hw.protocol import (
     ATTEND_FIELDS,
     COMMAND_BYTES,
-    COUNTER_NAMES,
     EXTENSION_FIELDS,
     REPLY_BYTES,
     REPLY_FIELDS,
     ErrorCode,
     Opcode,
     Reply,
-    appended_key_words,
     bias_tile_words,
     encode_header,
-    identity_payload,
-    interval_words,
-    key_tile_words,
     mask_tile_words,
-    query_tile_words,
-    state_words,
-    tile_list_words,
 )
 from celosia_hw.sequencer import ACCUMULATOR_BANKS
+from formal.packet_rules import Packet, few, packet, reply_words
 from formal.prove_credits import fits_clocks
-from formal.prover import Inside, Proof, keeps_to, mutant, prove
+from formal.prover import Inside, Proof, keeps_to, mutant, prove, total
 
 CONFIG = AcceleratorConfig(
     key_rows=2,
@@ -54,10 +45,6 @@ WIDE = dataclasses.replace(CONFIG, link_bytes=16, max_head_dim=10, max_inner=10)
 """Packets of few words; dimensions longer than the shortest key tile."""
 MAX_ACTIVE = ACCUMULATOR_BANKS + 1
 """Query tiles between sequencer and drain, as `prove_credits.accumulator_banks` proves."""
-
-
-def total(values: Any) -> Value:
-    return sum(values, start=Value.cast(0))
 
 
 BARE = AcceleratorConfig(
@@ -85,8 +72,8 @@ def broken(
     *edits: tuple[str, str],
     header: list[bytes] | None = None,
     **names: Any,
-) -> Callable[[], Broken]:
-    return lambda: Broken(mutant(FrontEnd, *edits, **names), config, header or [])
+) -> Broken:
+    return Broken(mutant(FrontEnd, *edits, **names), config, header or [])
 
 
 def attend(opcode: int, **fields: int) -> bytes:
@@ -142,21 +129,23 @@ def pipeline(p: Proof, dut: FrontEnd) -> Owed:
 @prove(
     Broken(FrontEnd, WIDE, []),
     {
-        "does not wait for a query buffer": broken(
+        "does not wait for a query buffer": lambda: broken(
             WIDE,
             ("Mux(is_query, buffers == QUERY_BUFFERS, ", "Mux(is_query, 0, "),
             header=[attend(Opcode.MULTIPLY)],
         ),
-        "query buffer does not come back": broken(
+        "query buffer does not come back": lambda: broken(
             WIDE,
             ("buffers + committed - self.buffer_done", "buffers + committed"),
             header=[attend(Opcode.MULTIPLY)],
         ),
-        "query tile does not end": broken(
+        "query tile does not end": lambda: broken(
             WIDE, ("unfinished + self.job.valid - self.tile_done", "unfinished + self.job.valid")
         ),
-        "query tile reads all banks": broken(WIDE, ("(committed & banks[bank])", "committed")),
-        "mask tile does not wait for room": broken(
+        "query tile reads all banks": lambda: broken(
+            WIDE, ("(committed & banks[bank])", "committed")
+        ),
+        "mask tile does not wait for room": lambda: broken(
             WIDE,
             ("is_mask & ~has_room", "is_mask & 0"),
             MASK_TILES=1,
@@ -247,148 +236,32 @@ def present_lemmas(p: Proof, dut: FrontEnd, inside: Inside) -> None:
         p.lemma((walk["pending"] == pending) & (walk["is_last"] == (pending == 0)))
 
 
-class Packet(NamedTuple):
-    """The words of a packet so far, and what the protocol says about them."""
-
-    header: data.View
-    words: Value
-    first_bad: Value
-    header_words: Value
-    is_legal: Value
-    answer: Value
-    """Opcode of the reply without an error, or 0."""
-    expected: Value
-    """Words that it must have."""
-    code: Value
-    """Of the error, were this its end."""
-    mask_tiles: Value
-    """Mask tiles of a job."""
-    reaches_masks: Value
-    """Whether it is an ATTEND whose mask tiles have begun."""
-    has_job: Value
-    """Whether it makes a job, be there an error or not."""
-
-
-def few(number: Value, limit: int) -> Value:
-    return number[: limit.bit_length()]
-
-
-def packet(config: AcceleratorConfig, bits: Signal, words: Value, first_bad: Value) -> Packet:
-    """docs/protocol.md.
-
-    Parameters
-    ----------
-    bits : Signal
-        Both halves of the header, as far as they have come.
-    words, first_bad : Value
-        How many words there were, and how many before the first one with missing bytes.
-    """
-    first = data.View(header_layout(ATTEND_FIELDS), bits[: 8 * COMMAND_BYTES])
-    is_extended = (first.opcode == Opcode.ATTEND) & first.extended
-    layout = header_layout({**ATTEND_FIELDS, **EXTENSION_FIELDS})
-    second = Mux(is_extended, bits[8 * COMMAND_BYTES :], 0)
-    header = data.View(layout, Cat(first, second))
-    is_ = {opcode: header.opcode == opcode for opcode in Opcode}
-    is_attend, is_multiply, is_append = (
-        is_[opcode] for opcode in (Opcode.ATTEND, Opcode.MULTIPLY, Opcode.APPEND)
-    )
-    has_masks = is_attend & (header.mask | header.bias)
-    has_payload = is_[Opcode.LOAD] | is_attend | is_multiply | is_append
-    known = Cat(is_.values()).any()
-
-    half = config.words(COMMAND_BYTES)
-    header_words = Mux(is_extended, 2 * half, half)
-    # As far as they are legal.
-    most_dims, most_tiles = config.accumulator_depth, config.slots
-    dims = few(header.last_dim + 1, most_dims), few(header.last_value_dim + 1, most_dims)
-    tiles, listed = few(header.tiles, most_tiles), few(header.listed, most_tiles)
-    before_masks = (
-        Mux(header.intervals, interval_words(config), 0)
-        + query_tile_words(config, dims[0])
-        + tile_list_words(config, listed)
-        + Mux(header.load_state, state_words(config, dims[1]), 0)
-    )
-    mask_words = Mux(header.mask, mask_tile_words(config), 0) + Mux(
-        header.bias, bias_tile_words(config), 0
-    )
-    mask_tiles = Mux(listed == 0, tiles, listed + 1)
-    payload_words = {
-        Opcode.LOAD: tiles * key_tile_words(config, *dims),
-        Opcode.APPEND: appended_key_words(config, *dims),
-        Opcode.MULTIPLY: dims[0] * config.words(config.query_lanes),
-        Opcode.ATTEND: before_masks + mask_tiles * mask_words,
-    }
-    expected = header_words + total(Mux(is_[o], count, 0) for o, count in payload_words.items())
-
-    first_tiles = Mux(is_append, 1, header.tiles)
-    is_legal = (header.last_dim < config.max_head_dim) & (header.slot + first_tiles <= config.slots)
-    rows = Mux(is_multiply, config.accumulator_depth, config.max_head_dim)
-    is_legal &= header.last_value_dim < rows
-    is_legal &= Mux(is_append, header.tiles < config.key_rows, header.tiles != 0)
-    is_legal &= ~is_multiply | (header.tiles <= config.product_tiles)
-    reserved = header.reserved.any() | header.extension_reserved.any()
-    in_order = (header.listed == 0) | (header.listed < header.tiles)
-    is_legal &= ~is_attend | ~reserved & in_order
-
-    code = ErrorCode.NONE
-    for condition, error in reversed(
-        (
-            (first_bad < header_words, ErrorCode.BAD_KEEP),
-            (words < header_words, ErrorCode.TRUNCATED),
-            (~known, ErrorCode.UNKNOWN_OPCODE),
-            (has_payload & ~is_legal, ErrorCode.BAD_FIELD),
-            (first_bad < expected, ErrorCode.BAD_KEEP),
-            (words < expected, ErrorCode.TRUNCATED),
-            (words > expected, ErrorCode.OVERLONG),
-        )
-    ):
-        code = Mux(condition, error, code)
-    # Mask tiles that are missing are taken for zeros.
-    job_words = header_words + before_masks
-    reaches_masks = is_legal & has_masks & (words > job_words) & (first_bad >= job_words)
-    answers = {
-        Opcode.IDENTIFY: Reply.IDENTITY,
-        Opcode.COUNTERS: Reply.STATISTICS,
-        Opcode.RESET: Reply.IDENTITY,
-    }
-    is_query = is_attend | is_multiply
-    return Packet(
-        header,
-        words,
-        first_bad,
-        header_words,
-        is_legal,
-        total(Mux(is_[opcode], reply, 0) for opcode, reply in answers.items()),
-        expected,
-        code,
-        Mux(has_masks, mask_tiles, 0),
-        reaches_masks,
-        is_query & (code == ErrorCode.NONE) | reaches_masks,
-    )
-
-
 @prove(
     Broken(FrontEnd, CONFIG, []),
     {
-        "takes a packet that goes on": broken(BARE, ("with m.Elif(~ended):", "with m.Elif(0):")),
-        "takes a header that lacks bytes": broken(
+        "takes a packet that goes on": lambda: broken(
+            BARE, ("with m.Elif(~ended):", "with m.Elif(0):")
+        ),
+        "takes a header that lacks bytes": lambda: broken(
             BARE,
             ("m.d.sync += [place.eq(0), error.eq(ErrorCode.BAD_KEEP)]", "m.d.sync += place.eq(0)"),
         ),
-        "takes a bad query tile": broken(
+        "takes a bad query tile": lambda: broken(
             BARE,
             ("is_query & ~word.bad)", "is_query)"),
             header=[attend(Opcode.MULTIPLY)],
         ),
-        "ends a payload early": broken(
+        "ends a payload early": lambda: broken(
             BARE,
             PayloadWriter=mutant(
                 PayloadWriter, ("self.end.eq(tile_end & ", "self.end.eq(target_end & ")
             ),
         ),
-        "takes any last_dim": broken(BARE, ("(header.last_dim >= dims)", "0")),
-        "forgets the tag": broken(BARE, ("responder.tag.eq(header.tag)", "responder.tag.eq(0)")),
-        "fills one word": broken(
+        "takes any last_dim": lambda: broken(BARE, ("(header.last_dim >= dims)", "0")),
+        "forgets the tag": lambda: broken(
+            BARE, ("responder.tag.eq(header.tag)", "responder.tag.eq(0)")
+        ),
+        "fills one word": lambda: broken(
             BARE,
             ("with m.If(step & writer.end):", "with m.If(step):"),
             header=[
@@ -396,10 +269,10 @@ def packet(config: AcceleratorConfig, bits: Signal, words: Value, first_bad: Val
                 encode_header(EXTENSION_FIELDS, COMMAND_BYTES, mask=1, bias=1),
             ],
         ),
-        "never skips": broken(
+        "never skips": lambda: broken(
             BARE, ("m.d.comb += take.eq(~ended)", "m.d.comb += take.eq(0)"), header=[attend(0)]
         ),
-        "judges for ever": broken(
+        "judges for ever": lambda: broken(
             BARE,
             ("with m.Elif(~opcodes[Opcode.RESET] | idle):", "with m.Elif(0):"),
             header=[attend(Opcode.IDENTIFY)],
@@ -487,15 +360,6 @@ def clocks_stuck(p: Proof, dut: FrontEnd, inside: Inside) -> Signal:
     with m.Elif(~must_wait):
         m.d.sync += stuck.eq(stuck + 1)
     return stuck
-
-
-def reply_words(config: AcceleratorConfig) -> dict[Reply, int]:
-    """Words of the payload of each reply."""
-    return {
-        Reply.IDENTITY: config.words(len(identity_payload(config, VERSION))),
-        Reply.STATISTICS: config.words(8 * len(COUNTER_NAMES)),
-        Reply.ERROR: 0,
-    }
 
 
 def longest(config: AcceleratorConfig) -> int:

@@ -15,8 +15,8 @@ from celosia_hw.config import AcceleratorConfig
 from celosia_hw.pipeline import EventDelay, Steps
 from celosia_hw.sequencer import Sequencer
 from celosia_hw.timing import ACCUMULATOR_READ, MEMORY_READ, Timing
-from formal.prove_credits import assume_jobs, is_query_open, total
-from formal.prover import Proof, mutant, prove, unused
+from formal.prove_credits import assume_jobs, is_query_open
+from formal.prover import Proof, mutant, prove, total, unused
 
 CONFIG = AcceleratorConfig(
     key_rows=2,
@@ -255,8 +255,11 @@ def with_plain_delays(
                 "            WRITE_LAG + config.query_lanes - 1,",
             ),
         ),
-        "every key tile makes a job": lambda: mutant(
-            Conductor, ("steps.last & last |", "steps.last |")
+        "every key tile of a product makes a job": lambda: mutant(
+            Conductor, ("products.last & product_last", "products.last")
+        ),
+        "rings are too short": lambda: mutant(
+            Conductor, ("self._spacing = max(", "self._spacing = 4 * max(")
         ),
         "every key tile gives the buffer back": lambda: mutant(
             Conductor, ("done.valid & done.record.last", "done.valid")
@@ -270,7 +273,7 @@ def with_plain_delays(
         ),
     },
     depth=14,
-    trace=50,
+    trace=24,
 )
 def conductor_events(p: Proof, component: Any) -> None:
     """Each last key tile makes one job of the drain, and gives all back once, at its clock.
@@ -338,6 +341,8 @@ def conductor_events(p: Proof, component: Any) -> None:
     def pending(base: Value, clocks: int) -> list[Value]:
         found = []
         for age in range(1, clocks + SMALL.max_head_dim):
+            parts = p.past(attend, age), p.past(product, age)
+            p.lemma((p.past(every, age) == reduce(or_, parts)) & ~(parts[0] & parts[1]))
             is_event, last, value_dim = past(base, age, "last", "last_value_dim")
             p.lemma(~is_event | (value_dim < SMALL.max_head_dim))
             steps = SMALL.key_rows if base is product else value_dim + 1

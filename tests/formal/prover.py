@@ -1,8 +1,9 @@
-"""Formal proofs of components, by SymbiYosys and Z3.
+"""Formal proofs of components by k-induction, with SymbiYosys and Z3.
 
 A property is a function that takes a `Proof` and a component's class: it builds hardware beside the
-component that claims something about it. `prove` registers it with the intact class and with broken
-ones (`mutant`), of which the claims must not hold.
+component that claims something about it, for all inputs that it does not assume away. `prove`
+registers it with the intact class and with broken ones (`mutant`), of which it must not hold. What
+one property assumes of a component's surroundings another one claims; it says which.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ __all__ = [
     "mutant",
     "prove",
     "run",
+    "total",
     "unused",
 ]
 
@@ -134,8 +136,9 @@ def unused(component: Any) -> Any:
 class Proof:
     """A component with what is assumed and claimed about it.
 
-    Everything starts from reset and may be reset again at any time. Of a broken component only the
-    claims are checked: lemmas help induction, and are about the inside of the intact one.
+    Everything starts from reset and may be reset again at any time. A lemma is proved like a claim,
+    but says only what induction needs to know of the inside: of a broken component the claims alone
+    are checked.
     """
 
     def __init__(self, is_broken: bool) -> None:
@@ -242,7 +245,7 @@ class Property:
     broken : dict
         What makes a broken one of it, by what is wrong with it.
     depth : int
-        Clocks of the induction, or of `mode` ``"bmc"``.
+        Clocks of the induction.
     trace : int
         Clocks in which a broken component is caught.
     """
@@ -252,7 +255,6 @@ class Property:
     broken: dict[str, Callable[[], Any]]
     depth: int
     trace: int
-    mode: str
 
     @property
     def name(self) -> str:
@@ -268,13 +270,12 @@ def prove(
     *,
     depth: int = 1,
     trace: int | None = None,
-    mode: str = "prove",
 ) -> Callable[[Callable[[Proof, Any], None]], Callable[[Proof, Any], None]]:
     """Register a `Property`."""
 
     def register(build: Callable[[Proof, Any], None]) -> Callable[[Proof, Any], None]:
         clocks = depth if trace is None else trace
-        PROPERTIES.append(Property(build, intact, broken, depth, clocks, mode))
+        PROPERTIES.append(Property(build, intact, broken, depth, clocks))
         return build
 
     return register
@@ -296,10 +297,7 @@ def mutant(thing: Any, *edits: tuple[str, str], **names: Any) -> Any:
     if thing in _MUTANTS:
         source, scope = _MUTANTS[thing]
     else:
-        source, scope = (
-            textwrap.dedent(inspect.getsource(thing)),
-            vars(sys.modules[thing.__module__]),
-        )
+        source, scope = inspect.getsource(thing), vars(sys.modules[thing.__module__])
     for old, new in edits:
         assert source.count(old) == 1, f"{thing.__name__} has {source.count(old)} times: {old}"
         source = source.replace(old, new)
@@ -308,6 +306,10 @@ def mutant(thing: Any, *edits: tuple[str, str], **names: Any) -> Any:
     result = scope[thing.__name__]
     _MUTANTS[result] = source, scope
     return result
+
+
+def total(values: Any) -> Value:
+    return sum(values, start=Value.cast(0))
 
 
 def is_steady(p: Proof, stream: Any) -> Value:
@@ -344,7 +346,7 @@ def run(one: Property, variant: str | None, folder: Path) -> tuple[str, list[str
     p = Proof(variant is not None)
     one.build(p, component)
     (folder / "top.il").write_text(p.rtlil())
-    mode, depth = (one.mode, one.depth) if variant is None else ("bmc", one.trace)
+    mode, depth = ("prove", one.depth) if variant is None else ("bmc", one.trace)
     script = f"""
         [options]
         mode {mode}
