@@ -97,7 +97,7 @@ class Owed(NamedTuple):
     reading: list[Signal]
 
 
-def pipeline(p: Proof, dut: FrontEnd) -> Owed:
+def pipeline(p: Proof, dut: FrontEnd, banks: int) -> Owed:
     """Anything that gives back only what it has got, at any time or never.
 
     A query tile is taken from the queue, gives its query buffer and its banks back in any order,
@@ -116,7 +116,7 @@ def pipeline(p: Proof, dut: FrontEnd) -> Owed:
     p.lemma((queued <= QUERY_BUFFERS) & (active <= MAX_ACTIVE))
     unfinished = queued + active
     reading = []
-    for bank in range(CONFIG.key_banks):
+    for bank in range(banks):
         up, down = job.valid & job.payload.banks[bank], dut.banks_done[bank]
         count = p.count(up, down, 2 * MAX_ACTIVE, f"reads_{bank}")
         p.assume(~down | (count != 0))
@@ -130,12 +130,12 @@ def pipeline(p: Proof, dut: FrontEnd) -> Owed:
     Broken(FrontEnd, WIDE, []),
     {
         "does not wait for a query buffer": lambda: broken(
-            WIDE,
+            BARE,
             ("Mux(is_query, buffers == QUERY_BUFFERS, ", "Mux(is_query, 0, "),
             header=[attend(Opcode.MULTIPLY)],
         ),
         "query buffer does not come back": lambda: broken(
-            WIDE,
+            BARE,
             ("buffers + committed - self.buffer_done", "buffers + committed"),
             header=[attend(Opcode.MULTIPLY)],
         ),
@@ -164,9 +164,9 @@ def front_end_counters(p: Proof, one: Broken) -> None:
     """What is free is counted right, and every wait is for something that is on its way."""
     dut = one.component(one.config)
     inside = p.add(dut)
-    p.hint(dut.command.valid)
+    p.hint(dut.command.valid & ~dut.command.payload.bad)
     hint_header(p, inside, one.header)
-    owed, job = pipeline(p, dut), dut.job
+    owed, job = pipeline(p, dut, one.config.key_banks), dut.job
     buffers, waiting = inside["buffers"], inside["waiting"]
     unfinished, reading = inside["_unfinished.unfinished"], inside.line("reading")
     p.claim(keeps_to(QUERY_BUFFERS, buffers, job.valid, dut.buffer_done))

@@ -272,6 +272,7 @@ def prove(
     trace: int | None = None,
 ) -> Callable[[Callable[[Proof, Any], None]], Callable[[Proof, Any], None]]:
     """Register a `Property`."""
+    assert broken, "a proof that cannot fail proves nothing"
 
     def register(build: Callable[[Proof, Any], None]) -> Callable[[Proof, Any], None]:
         clocks = depth if trace is None else trace
@@ -345,6 +346,7 @@ def run(one: Property, variant: str | None, folder: Path) -> tuple[str, list[str
     component = one.intact if variant is None else one.broken[variant]()
     p = Proof(variant is not None)
     one.build(p, component)
+    p.hint(~ResetSignal())
     (folder / "top.il").write_text(p.rtlil())
     mode, depth = ("prove", one.depth) if variant is None else ("bmc", one.trace)
     script = f"""
