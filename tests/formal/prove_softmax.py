@@ -57,12 +57,10 @@ def is_in_tile(p: Proof, first: Signal, last: Signal) -> Any:
         "takes the tile's": lambda: mutant(
             SoftmaxLane, ("Mux(ceiling > old, ceiling, old)", "ceiling")
         ),
-        "takes masked keys": lambda: mutant(
-            SoftmaxLane, ("allowed & (first |", "(first |")
-        ),
+        "takes masked keys": lambda: mutant(SoftmaxLane, ("allowed & (first |", "(first |")),
         "remembers the tile before": lambda: mutant(
             SoftmaxLane,
-            ("allowed & (first | (log_score > tile_maximum))", "allowed & (log_score > tile_maximum)"),
+            ("(first | (log_score > tile_maximum))", "(log_score > tile_maximum)"),
         ),
         "does not start anew": lambda: mutant(
             SoftmaxLane, ("Mux(fresh, initial, maximum)", "maximum")
