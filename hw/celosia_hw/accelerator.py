@@ -116,7 +116,9 @@ class Accelerator(wiring.Component):
         m.submodules.merge = merge = PacketMerge(config)
 
         connect(m, flipped(self.command), front_end.command)
-        connect(m, front_end.reply, merge.first)
+        m.submodules.replies = replies = RegisterSlice(PacketWord(config))
+        connect(m, front_end.reply, replies.i)
+        connect(m, replies.o, merge.first)
         connect(m, drain.result, merge.second)
         connect(m, merge.joined, flipped(self.result))
 

@@ -153,6 +153,8 @@ class Conductor(wiring.Component):
 
     def _later(self, m: Module, event: _Event, clocks: int, name: str, keep: str) -> _Event:
         """The event `clocks` clocks later, with the fields of its record named in `keep`."""
+        if clocks == 0:
+            return event
         layout = TileRecord(self._config)
         shape = data.StructLayout({field: layout[field].shape for field in keep.split()})
         m.submodules[name] = delay = EventDelay(shape, clocks, self._spacing)
@@ -269,12 +271,13 @@ class Conductor(wiring.Component):
 
         wait = timing.position - timing.score_shift
         fields = "first low high low_step high_step limit intervals load_state"
-        early = self._later(m, shift, wait - 2, "interval_read", f"{fields} query_buffer")
+        ahead = wait - FACTOR_READ
+        early = self._later(m, shift, ahead, "interval_read", f"{fields} query_buffer")
         m.d.comb += [
             self.interval_start.eq(early.valid & early.record.first),
             self.interval_buffer.eq(early.record.query_buffer),
         ]
-        self._interval(m, self._later(m, early, 1, "interval_rule", fields))
+        self._interval(m, self._later(m, early, FACTOR_READ - 1, "interval_rule", fields))
 
         key = self._later(m, shift, wait, "position", "position")
         position = Signal.like(key.record.position, name="key_position")

@@ -92,16 +92,25 @@ def ram_verilog(shape: RamShape) -> str:
     """The Verilog module of a memory."""
     depth, width, part = shape.depth, shape.width, shape.part
     address, parts = (depth - 1).bit_length(), width // part
-    style = '(* ram_style = "block" *) ' if shape.is_block else ""
+    style, block = "", 'ram_style = "block", ' if shape.is_block else ""
     written = "" if parts == 1 else f", written in parts of {part} bits"
     if shape.is_clocked:
         latency = (
             "read_data follows read_addr by one clock if read_en is set, else it stays;\n"
-            "// a word that is written in that clock is read as it was."
+            "// what is read while it is written is unspecified."
         )
         ports = f"  input [{address - 1}:0] read_addr,\n  input read_en,\n"
         ports += f"  output reg [{width - 1}:0] read_data\n"
-        read = "    if (read_en) read_data <= words[read_addr];\n"
+        # Where the order does not matter, Yosys builds no bypass around the block RAM.
+        style = f"(* {block}no_rw_check *) "
+        enable = f"{'|' if parts > 1 else ''}write_en"
+        read = (
+            "    if (read_en) read_data <= words[read_addr];\n"
+            "`ifndef SYNTHESIS\n"
+            f"    if (read_en && {enable} && read_addr == write_addr)\n"
+            f"      read_data <= {{{width}{{1'bx}}}};\n"
+            "`endif\n"
+        )
     else:
         latency = "read_data follows read_addr at once."
         ports = f"  input [{address - 1}:0] read_addr,\n  output [{width - 1}:0] read_data\n"

@@ -12,6 +12,9 @@ from .pipeline import delayed
 
 __all__ = ["Reciprocal"]
 
+_GROUP = 8
+"""Bits whose highest one is found in a clock."""
+
 
 class Reciprocal(wiring.Component):
     """`arithmetic.reciprocal` as a pipeline of restoring division.
@@ -30,7 +33,7 @@ class Reciprocal(wiring.Component):
         Its reciprocal.
     """
 
-    LATENCY = RECIPROCAL_BITS + 2
+    LATENCY = RECIPROCAL_BITS + 3
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._total_bits = bits = Widths(config).total
@@ -46,13 +49,8 @@ class Reciprocal(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        length = Signal.like(self.length, name="bit_length")
-        for bit in range(self._total_bits):
-            with m.If(self.total[bit]):
-                m.d.comb += length.eq(bit + 1)
-        total = delayed(m, self.total, 1, "total")
-        length = delayed(m, length, 1, "length")
-
+        length = self._bit_length(m)
+        total = delayed(m, self.total, 2, "total")
         divisor = Signal(DIVISOR_BITS, reset_less=True)
         m.d.sync += divisor.eq(Cat(Const(0, DIVISOR_BITS), total) >> length)
         m.d.comb += [
@@ -61,6 +59,22 @@ class Reciprocal(wiring.Component):
             self.mantissa.eq(self._divide(m, divisor)),
         ]
         return m
+
+    def _bit_length(self, m: Module) -> Signal:
+        """Bit length of the row sum, two clocks later: in groups of bits, then of all of them."""
+        length = Signal.like(self.length, name="bit_length", reset_less=True)
+        chosen = Signal.like(length, name="chosen")
+        for start in range(0, self._total_bits, _GROUP):
+            group = self.total[start : start + _GROUP]
+            inside = Signal(range(len(group) + 1), name=f"length_from_{start}")
+            for bit in range(len(group)):
+                with m.If(group[bit]):
+                    m.d.comb += inside.eq(bit + 1)
+            inside = delayed(m, inside, 1, inside.name)
+            with m.If(inside != 0):
+                m.d.comb += chosen.eq(start + inside)
+        m.d.sync += length.eq(chosen)
+        return length
 
     def _divide(self, m: Module, divisor: Signal) -> Signal:
         """Fraction bits of ``2**(DIVISOR_BITS - 1) / divisor``, one a stage."""

@@ -10,6 +10,7 @@ from .arithmetic import ELEMENT_BITS, FACTOR_BITS
 from .config import AcceleratorConfig
 from .pipeline import delayed
 from .ram import ram
+from .timing import FACTOR_READ
 
 __all__ = ["FactorMemory", "RowMemory"]
 
@@ -85,9 +86,9 @@ class RowMemory(wiring.Component):
 class FactorMemory(wiring.Component):
     """Groups of numbers, kept as words and read one number a clock.
 
-    Latency two clocks from `start` to the first number of the group; throughput one a clock, also
-    from group to group. There is no back-pressure. What is written can be read two clocks later. A
-    single number of a group can be written.
+    Latency `FACTOR_READ` clocks from `start` to the first number of the group; throughput one a
+    clock, also from group to group. There is no back-pressure. What is written can be read two
+    clocks later. A single number of a group can be written.
 
     Parameters
     ----------
@@ -162,7 +163,8 @@ class FactorMemory(wiring.Component):
         with m.Else():
             wrap = lane == per_word - 1
             m.d.sync += [lane.eq(Mux(wrap, 0, lane + 1)), address.eq(address + wrap)]
-        select = delayed(m, Mux(self.start, 0, lane), 1, "select")
-        values = Array(read.data.word_select(i, bits) for i in range(per_word))
+        select = delayed(m, Mux(self.start, 0, lane), FACTOR_READ - 1, "select")
+        word = delayed(m, read.data, FACTOR_READ - 2, "word")
+        values = Array(word.word_select(i, bits) for i in range(per_word))
         m.d.sync += self.factor.eq(values[select])
         return m

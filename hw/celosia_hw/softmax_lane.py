@@ -168,11 +168,13 @@ class SoftmaxLane(wiring.Component):
         """`arithmetic.running_maximum`, and the shift by which sums so far are rescaled."""
         widths = self._widths
         tile_maximum = Signal.like(log_score, name="tile_maximum", reset_less=True)
-        so_far = Mux(self.step.log_first, widths.lowest_log_score, tile_maximum).as_signed()
-        m.d.sync += tile_maximum.eq(Mux(allowed & (log_score > so_far), log_score, so_far))
+        first = self.step.log_first
+        so_far = Mux(first, widths.lowest_log_score, tile_maximum).as_signed()
+        is_larger = allowed & (first | (log_score > tile_maximum))
+        m.d.sync += tile_maximum.eq(Mux(is_larger, log_score, so_far))
 
         last = delayed(m, self.step.log_last, 2, "log_last")
-        fresh = delayed(m, self.step.log_fresh, 2, "log_fresh")
+        fresh = delayed(m, self.step.log_fresh, 1, "log_fresh")
         ceiling = Signal(signed(widths.maximum), reset_less=True)
         m.d.sync += ceiling.eq((tile_maximum + ((1 << widths.fraction) - 1)) >> widths.fraction)
 
@@ -181,7 +183,9 @@ class SoftmaxLane(wiring.Component):
         initial = Signal(signed(widths.maximum), reset_less=True)
         with m.If(self.step.load_interval):
             m.d.sync += initial.eq(self.initial_maximum)
-        old = Mux(fresh, initial, maximum).as_signed()
+        # Beside the ceiling; it last changed long before.
+        old = Signal(signed(widths.maximum), name="old_maximum", reset_less=True)
+        m.d.sync += old.eq(Mux(fresh, initial, maximum))
         with m.If(last):
             m.d.sync += [previous.eq(old), maximum.eq(Mux(ceiling > old, ceiling, old))]
 
@@ -194,17 +198,17 @@ class SoftmaxLane(wiring.Component):
 
     def _wait(self, m: Module, log_score: Signal, allowed: Signal) -> tuple[Value, Value]:
         """Hold log scores back until the tile's maximum is known."""
-        depth = Timing(self._config).delay_line - 1
+        depth = Timing(self._config).delay_line
         width = len(log_score) + 1
         m.submodules.delay_line = line = memory.Memory(shape=width, depth=depth, init=[])
         write, read = line.write_port(), line.read_port()
-        place = Signal(range(depth))
-        m.d.sync += place.eq(Mux(place == depth - 1, 0, place + 1))
+        place, oldest = Signal(range(depth)), Signal(range(depth), init=1)
+        m.d.sync += [place.eq(oldest), oldest.eq(Mux(oldest == depth - 1, 0, oldest + 1))]
         m.d.comb += [
             write.addr.eq(place),
             write.data.eq(Cat(log_score, allowed)),
             write.en.eq(1),
-            read.addr.eq(place),
+            read.addr.eq(oldest),
         ]
         return read.data[:-1].as_signed(), read.data[-1]
 

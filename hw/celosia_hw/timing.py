@@ -16,8 +16,8 @@ MEMORY_READ = 2
 """Clocks from an address to the row it reads: block RAM and its output register."""
 MASK_READ = 3
 """Clocks from a mask step to its mask bit and bias in lane 0."""
-FACTOR_READ = 2
-"""Clocks from a tile's event to its first factor."""
+FACTOR_READ = 3
+"""Clocks from a tile's event to its first factor: block RAM, its register, the choice."""
 LOG_SCORE = 4
 """Registers of a log score after its multiplier: two of the shifter, rounding, bias."""
 MAXIMUM = 3

@@ -8,10 +8,11 @@ import numpy as np
 
 from benches.common import bench, configuration, generator, join, play, split
 from celosia_hw.payload import QUERY_BUFFERS
+from celosia_hw.timing import FACTOR_READ, MEMORY_READ
 
 CONFIG = configuration()
 LINK = CONFIG.link_bytes
-READ_LATENCY, WRITE_LATENCY = 2, 2
+WRITE_LATENCY = 2
 KEY_ROWS = CONFIG.slots * CONFIG.max_head_dim
 
 
@@ -56,7 +57,7 @@ async def check_rows(dut: Any, component: str, elements: int, depth: int) -> Non
     clock += WRITE_LATENCY - 1
     for row in rng.permutation(depth):  # a row every clock
         waves.put(clock, read_row=int(row))
-        expected[clock + READ_LATENCY] = contents[row].copy()
+        expected[clock + MEMORY_READ] = contents[row].copy()
         clock += 1
     for _ in range(100):  # one element of a row
         row, element = int(rng.integers(depth)), int(rng.integers(elements))
@@ -65,19 +66,19 @@ async def check_rows(dut: Any, component: str, elements: int, depth: int) -> Non
         waves.put(clock, write=1, write_row=row, write_single=1, write_element=element)
         waves.put(clock, write_word=element // LINK, write_data=join([value] * LINK, 8))
         waves.put(clock + WRITE_LATENCY, read_row=row)
-        expected[clock + WRITE_LATENCY + READ_LATENCY] = contents[row].copy()
+        expected[clock + WRITE_LATENCY + MEMORY_READ] = contents[row].copy()
         clock += WRITE_LATENCY + 1
     for _ in range(200):  # a row is read while another is written
         row, other = (int(r) for r in rng.choice(depth, 2, replace=False))
         waves.put(clock, read_row=other)
-        expected[clock + READ_LATENCY] = contents[other].copy()
+        expected[clock + MEMORY_READ] = contents[other].copy()
         write(row)
         clock += WRITE_LATENCY - 1
         waves.put(clock, read_row=row)
-        expected[clock + READ_LATENCY] = contents[row].copy()
+        expected[clock + MEMORY_READ] = contents[row].copy()
         clock += 1
 
-    inputs = waves.inputs(clock + READ_LATENCY + 1)
+    inputs = waves.inputs(clock + MEMORY_READ + 1)
     rows = (await play(dut, component, inputs, ["row"]))["row"]
     for at, row in expected.items():
         np.testing.assert_array_equal(split(rows[at], 8, elements, signed=True), row)
@@ -115,9 +116,9 @@ async def check_factors(dut: Any, component: str, factors: int, groups: int) -> 
         group = int(rng.integers(groups))
         waves.put(clock, start=1, group=group)
         for place in range(factors):
-            expected[clock + READ_LATENCY + place] = contents[group, place]
+            expected[clock + FACTOR_READ + place] = contents[group, place]
         clock += factors + (int(rng.integers(0, 5)) if number >= 50 else 0)
-    inputs = waves.inputs(clock + READ_LATENCY + factors)
+    inputs = waves.inputs(clock + FACTOR_READ + factors)
     seen = (await play(dut, component, inputs, ["factor"]))["factor"]
     for at, factor in expected.items():
         assert seen[at] == factor, at
@@ -144,4 +145,4 @@ async def a_word_is_its_bytes_in_order(dut: Any) -> None:
     clock = 20
     waves.put(clock, read_row=0)
     rows = await play(dut, "key_memory", waves.inputs(clock + 3), ["row"])
-    assert split(rows["row"][clock + READ_LATENCY], 8, len(row)) == row
+    assert split(rows["row"][clock + MEMORY_READ], 8, len(row)) == row

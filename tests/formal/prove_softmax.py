@@ -57,12 +57,10 @@ def is_in_tile(p: Proof, first: Signal, last: Signal) -> Any:
         "takes the tile's": lambda: mutant(
             SoftmaxLane, ("Mux(ceiling > old, ceiling, old)", "ceiling")
         ),
-        "takes masked keys": lambda: mutant(
-            SoftmaxLane, ("allowed & (log_score > so_far)", "log_score > so_far")
-        ),
+        "takes masked keys": lambda: mutant(SoftmaxLane, ("allowed & (first |", "(first |")),
         "remembers the tile before": lambda: mutant(
             SoftmaxLane,
-            ("Mux(self.step.log_first, widths.lowest_log_score, tile_maximum)", "tile_maximum"),
+            ("(first | (log_score > tile_maximum))", "(log_score > tile_maximum)"),
         ),
         "does not start anew": lambda: mutant(
             SoftmaxLane, ("Mux(fresh, initial, maximum)", "maximum")
@@ -97,7 +95,7 @@ def running_maximum(p: Proof, component: Any) -> None:
         m.d.sync += start.eq(lane.initial_maximum)
 
     new, one = lane.maximum, 1 << WIDTHS.fraction
-    old = Mux(p.past(step.log_fresh, 3), p.past(start), p.past(new))
+    old = Mux(p.past(step.log_fresh, 3), p.past(start, 2), p.past(new))
     with m.If(p.past(step.log_last, 3)):
         p.claim(new >= old)
         p.claim(new * one >= p.past(tile_maximum, 2))

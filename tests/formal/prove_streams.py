@@ -254,7 +254,7 @@ def axi_slave(dut: AxiStreamAccelerator) -> Port:
         ),
     },
     depth=2,
-    trace=6,
+    trace=9,
 )
 def accelerator_streams(p: Proof, component: Any) -> None:
     """All streams between the components of the whole design, whatever comes in."""
@@ -264,6 +264,7 @@ def accelerator_streams(p: Proof, component: Any) -> None:
     p.claim(is_steady(p, words))
     p.claim(is_steady(p, inside["sequencer"].job))
     p.claim(is_steady(p, inside["front_end"].reply))
+    p.claim(is_steady(p, inside["replies"].o))
     p.claim(is_steady(p, inside["drain"].result))
     p.claim(is_steady(p, dut.result))
 

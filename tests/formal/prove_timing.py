@@ -230,6 +230,8 @@ def with_plain_delays(
 
     class PlainConductor(mutant(component, EventDelay=PlainDelay)):
         def _later(self, m: Module, event: Any, clocks: int, name: str, keep: str) -> Any:
+            if clocks == 0:
+                return event
             depth = unused(EventDelay(1, clocks, self._spacing))._depth
             delay(event.valid, clocks, depth)
             _, origin = known.get(id(event.valid), (None, Origin(event.valid, 0)))
