@@ -10,7 +10,8 @@ from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
 
 from ..config import AcceleratorConfig
-from ..link import SerialAccelerator
+from ..link_protocol import bit_rate
+from ..serial_accelerator import SerialAccelerator
 from . import Board
 from .clocking import clock
 from .pins import locate, source_hz
@@ -27,8 +28,8 @@ class BoardTop(wiring.Component):
     """An accelerator behind a board's serial line.
 
     The line runs at ``board.baud``. The button, a break on the line, and a PLL that is not locked
-    reset everything for `RESET_CLOCKS` clocks or more. One of the LEDs shines: ``led_error`` after
-    an error, up to the next reset; else ``led_busy`` while there is work and a moment longer; else
+    reset everything for `RESET_CLOCKS` clocks or more. One of the LEDs shines: ``led_error`` while
+    the link tells of an error; else ``led_busy`` while there is work and a moment longer; else
     ``led_idle``. None shines in reset.
 
     Parameters
@@ -61,7 +62,7 @@ class BoardTop(wiring.Component):
         out, locked = clock(m, board.family, self.clk, source_hz(board), board.clock_hz)
         m.d.comb += [sync.clk.eq(out), start.clk.eq(out)]
         m.submodules.serial = serial = SerialAccelerator(
-            self.config, board.link, Fraction(board.clock_hz, board.baud)
+            self.config, board.link, bit_rate(board.clock_hz, board.baud)
         )
 
         is_locked, is_pressed = Signal(), Signal()
@@ -74,20 +75,21 @@ class BoardTop(wiring.Component):
         with m.Elif(~waited.all()):
             m.d.start += waited.eq(waited + 1)
 
-        shines = Signal(range(int(board.clock_hz * _SHINE_SECONDS) + 1))
-        failed, works = Signal(), Signal()
+        most = int(board.clock_hz * _SHINE_SECONDS)
+        left, works = Signal(range(most + 1)), Signal()
         m.d.sync += [
-            shines.eq(Mux(serial.busy, int(board.clock_hz * _SHINE_SECONDS), shines - works)),
-            works.eq(serial.busy | (shines > 1)),
-            failed.eq(failed | serial.error),
+            left.eq(Mux(serial.busy, most, left - works)),
+            works.eq(serial.busy | (left > 1)),
         ]
-        leds = {"idle": ~works & ~failed, "busy": works & ~failed, "error": failed}
+        leds = {
+            "led_idle": ~works & ~serial.error,
+            "led_busy": works & ~serial.error,
+            "led_error": serial.error,
+        }
         m.d.comb += [serial.rx.eq(self.rx), self.tx.eq(serial.tx)]
         for name, shining in leds.items():
             # Registers, so that the pins need no constraints.
-            m.d.start += getattr(self, f"led_{name}").eq(
-                (shining & ~sync.rst) ^ (f"led_{name}" in self._inverted)
-            )
+            m.d.start += getattr(self, name).eq((shining & ~sync.rst) ^ (name in self._inverted))
         m.d.comb += [getattr(self, port).eq(1) for port in board.high]
         return m
 
