@@ -151,7 +151,7 @@ def write_sources(
         ``NAME.v``; ``NAME.lpf``, ``.cst`` or ``.xdc``; ``NAME.json``, the configuration; for
         Vivado also ``NAME.tcl``, which builds the bitstream.
     """
-    name = module_name(board) if name is None else name
+    name = board.module if name is None else name
     top = BoardTop(board, config)
     suffix, _ = CONSTRAINTS[board.family]
     contents = {
@@ -169,11 +169,6 @@ def write_sources(
         paths.append(folder / file)
         paths[-1].write_text(text)
     return paths
-
-
-def module_name(board: Board) -> str:
-    """Name of a board's top module and files."""
-    return board.name.replace("-", "_")
 
 
 def build(
@@ -206,7 +201,7 @@ def build(
     """
     if board.family not in FLOWS:
         raise ToolError(f"no open tools build {board.name}: celosia verilog --board {board.name}")
-    flow, name = FLOWS[board.family], module_name(board)
+    flow, name = FLOWS[board.family], board.module
     chip = platform(board)
     commands = [flow.place(chip), flow.pack(chip)]
     # Before anything long is done.

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from types import TracebackType
 
+from celosia_hw import boards
 from celosia_hw.config import PRESETS, AcceleratorConfig
 from celosia_hw.link_protocol import LinkConfig
 
@@ -127,7 +128,7 @@ BOARDS: dict[str, Callable[[Callable[[str], None] | None], BoardDesign]] = {
     name: functools.partial(lambda config, progress: plain_board(config, progress=progress), config)
     for name, config in PRESETS.items()
 }
-"""Boards by their names, as functions of `progress`; the presets are plain boards."""
+"""Plain boards of the presets by their names, as functions of `progress`."""
 
 
 def board_design(name: str, progress: Callable[[str], None] | None = None) -> BoardDesign:
@@ -138,8 +139,13 @@ def board_design(name: str, progress: Callable[[str], None] | None = None) -> Bo
     ValueError
         If there is none of that name; the message lists those there are.
     """
+    if name in boards.BOARDS:
+        from .board_tops import real_board
+
+        return real_board(boards.BOARDS[name], progress)
     if name not in BOARDS:
-        raise ValueError(f"unknown board {name!r}: choose one of {', '.join(BOARDS)}")
+        known = ", ".join([*boards.BOARDS, *BOARDS])
+        raise ValueError(f"unknown board {name!r}: choose one of {known}")
     return BOARDS[name](progress)
 
 

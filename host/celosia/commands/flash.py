@@ -52,7 +52,7 @@ def _flash(arguments: argparse.Namespace) -> int:
     if path.is_dir():
         build = import_build()
         suffix = build.FLOWS[chosen.family].suffix if chosen.family in build.FLOWS else "bit"
-        path /= f"{build.module_name(chosen)}.{suffix}"
+        path /= f"{chosen.module}.{suffix}"
     if not path.exists():
         raise InputError(f"no bitstream {path}: celosia build --board {chosen.name} makes it")
     where, permanent = _PROGRAMMERS[tool]

@@ -46,7 +46,7 @@ class Board:
     platform : str
         Module and class in ``amaranth_boards``.
     family : str
-        One of `celosia_hw.boards.families.FAMILIES`.
+        One of `celosia_hw.boards.clocking.PLLS`.
     config : AcceleratorConfig
         What is built unless another is asked for.
     clock_hz : int
@@ -58,8 +58,6 @@ class Board:
         Outputs that are constantly 1.
     baud : int
     link : LinkConfig
-    connectors : mapping of str
-        Pins of a connector that become a UART where the board has none: ``rx`` and ``tx``.
     flash : tuple of tuple of str
         Commands that load a bitstream, the usual one first; ``{bitstream}`` is the file.
     """
@@ -75,6 +73,11 @@ class Board:
     baud: int = 3_000_000
     link: LinkConfig = field(default_factory=LinkConfig)
     flash: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def module(self) -> str:
+        """Name of the top module, and of the files."""
+        return self.name.replace("-", "_")
 
 
 def _uart_and(clk: str, button: Pin, *leds: Pin) -> dict[str, Pin]:
@@ -113,7 +116,7 @@ _ALL = (
         family="gowin",
         # Rows cost less than lanes; two lanes leave room for the link.
         config=AcceleratorConfig(
-            key_rows=8,
+            key_rows=4,
             query_lanes=2,
             max_head_dim=64,
             max_keys=256,
@@ -122,7 +125,7 @@ _ALL = (
             link_bytes=4,
             normalizer_lanes=1,
         ),
-        clock_hz=54_000_000,
+        clock_hz=36_000_000,
         link=LinkConfig(frames=4, frame_bytes=512),
         pins=_uart_and("clk27", Pin("button", 0), Pin("led", 0), Pin("led", 1), Pin("led", 2)),
         flash=(("openFPGALoader", "--board", "tangprimer20k", "{bitstream}"),),
