@@ -29,7 +29,7 @@ from .device import Device, DeviceError
 from .serial_transport import DEFAULT_BAUD, SerialTransport
 
 if TYPE_CHECKING:
-    from celosia_sim.virtual_board import VirtualBoard
+    from celosia_sim.board import SimulatedBoard
 
 __all__ = ["SCENARIOS", "Outcome", "run_faults", "summary"]
 
@@ -108,8 +108,9 @@ def run_faults(
     ------
     Outcome
     """
+    from celosia_sim.board import plain_board
     from celosia_sim.faults import FaultyLine
-    from celosia_sim.virtual_board import Line, VirtualBoard, plain_board
+    from celosia_sim.virtual_board import Line, VirtualBoard
 
     class Switched(Line):
         """The line of the present run."""
@@ -122,7 +123,7 @@ def run_faults(
         def to_host(self, data: bytes) -> bytes:
             return self.present.to_host(data)
 
-        def step(self, board: VirtualBoard) -> None:
+        def step(self, board: SimulatedBoard) -> None:
             self.present.step(board)
 
     names = list(scenarios) or list(SCENARIOS)
