@@ -14,6 +14,7 @@ from celosia_hw.link_protocol import (
     SEQUENCE,
     Frame,
     Kind,
+    LinkConfig,
     Welcome,
     decode_frame,
     encode_frame,
@@ -102,6 +103,7 @@ class HostLink:
         self._flying: deque[tuple[bytes, int]] = deque()  # sent from `_oldest` on
         self._oldest = self._next = self._highest = self._limit = 0
         self._received = self._told = 0
+        self._ack_frames = 1
         self._partial = bytearray()
         self._answer = self._nak = self._nak_sent = False
         self._answer_at = math.inf
@@ -247,6 +249,7 @@ class HostLink:
         self.welcome = welcome
         self._limit = welcome.frames
         self.progress_at = now
+        self._ack_frames = LinkConfig(welcome.frames).ack_frames
         # Both ends may have a window of frames to send first.
         frame = welcome.frame_bytes + HEADER_BYTES + CRC_BYTES
         self._wait = self._first_wait = 0.2 + 2 * welcome.frames * frame * self._character
@@ -295,7 +298,7 @@ class HostLink:
             self._nak = True
         self._answer |= frame.poll
         owed = (self._received - self._told) % SEQUENCE
-        if owed >= max(self.welcome.frames // 4, 1):
+        if owed >= self._ack_frames:
             self._answer = True
         elif owed:
             self._answer_at = min(self._answer_at, now + _ACK_SECONDS)

@@ -17,7 +17,6 @@ __all__ = ["DEFAULT_BAUD", "SerialTransport", "parse_port"]
 
 DEFAULT_BAUD = 3_000_000
 _READ_SECONDS = 0.005
-_WRITE_SECONDS = 5.0
 _WRITE_BYTES = 512
 """Written at once: what arrives meanwhile has to fit the system's buffer."""
 _PROGRESS_SECONDS = 0.1
@@ -102,7 +101,7 @@ class SerialTransport:
         self.link: HostLink | None = None
         self._number = 0
         self._out = b""
-        self._port: Any = _open_port(port, baud)
+        self._port: Any = _open_port(port, baud, timeout)
         try:
             self._begin()
         except BaseException:
@@ -229,14 +228,14 @@ class SerialTransport:
         except _PORT_ERRORS as error:
             self.close()
             if type(error).__name__ == "SerialTimeoutException":
-                raise LinkTimeout(f"{self._name} took no byte for {_WRITE_SECONDS:g} s") from error
+                raise LinkTimeout(f"{self._name} took no byte for {self._timeout:g} s") from error
             raise CableLost(f"{self._name} is gone: {error}") from error
         except BaseException:
             self.link = None  # the next exchange begins with a new session
             raise
 
 
-def _open_port(port: str, baud: int) -> Any:
+def _open_port(port: str, baud: int, timeout: float) -> Any:
     try:
         import serial
     except ModuleNotFoundError as error:
@@ -248,7 +247,7 @@ def _open_port(port: str, baud: int) -> Any:
             port,
             baudrate=baud,
             timeout=_READ_SECONDS,
-            write_timeout=_WRITE_SECONDS,
+            write_timeout=timeout,
             exclusive=True,
         )
     except (*_PORT_ERRORS, ValueError) as error:

@@ -21,7 +21,8 @@ class LinkControl(wiring.Component):
     DATA frames go out in order while the other end has room for them. A frame out of order or
     damaged is answered by one NAK, in whatever frame goes out next; on a NAK everything from `ack`
     on is sent again. What arrives is acknowledged by the next frame that goes out; if none does, by
-    an ACK after `LinkConfig.ack_frames` frames or `LinkConfig.ack_characters` character times.
+    an ACK after `LinkConfig.ack_frames` frames, once half of the room has become free, or after
+    `LinkConfig.ack_characters` character times.
     After `LinkConfig.retry_characters` without progress, a POLL asks the other end how far it is.
 
     Latency: 3 clocks from `good` to `commit` or to what a frame acknowledges; 4 clocks from a
@@ -198,7 +199,7 @@ class LinkControl(wiring.Component):
             acks.eq(self.received - self._told_ack),
             frees.eq(self.freed + link.frames - self._told_limit),
             is_due.eq((acks != 0) | (frees != 0)),
-            is_urgent.eq((acks >= link.ack_frames) | (frees >= link.ack_frames)),
+            is_urgent.eq((acks >= link.ack_frames) | (frees >= link.frames // 2)),
             settling.eq(Cat(self._told, settling)[: len(settling)]),
         ]
         waited = Signal(range(link.ack_characters + 1))

@@ -18,7 +18,7 @@ constexpr int kResetClocks = 16;
 
 extern "C" {
 
-// Has the layout of `_Slice` in virtual_board.py.
+// Has the layout of `_Slice` in board.py.
 struct Slice {
     const uint8_t* input;  // bytes for the board
     uint64_t size;

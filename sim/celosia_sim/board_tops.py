@@ -10,8 +10,8 @@ from pathlib import Path
 from celosia_hw.boards import Board
 from celosia_hw.link_protocol import bit_rate
 
+from .board import BoardDesign
 from .export import cached_verilog
-from .virtual_board import BoardDesign
 
 __all__ = ["CELLS", "cells", "real_board"]
 

@@ -6,7 +6,8 @@ import random
 import time
 from collections.abc import Callable
 
-from .virtual_board import Line, VirtualBoard
+from .board import SimulatedBoard
+from .virtual_board import Line
 
 __all__ = ["BYTE_FAULTS", "FAULTS", "FaultyLine"]
 
@@ -133,7 +134,7 @@ class FaultyLine(Line):
         """Bytes with faults."""
         return self._ways[1].carry(data)
 
-    def step(self, board: VirtualBoard) -> None:
+    def step(self, board: SimulatedBoard) -> None:
         """Resets and breaks."""
         pending, self._pending = self._pending, ""
         if pending == "reset":

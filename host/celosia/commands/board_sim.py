@@ -26,7 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def _board_sim(arguments: argparse.Namespace) -> int:
     try:
-        from celosia_sim.virtual_board import VirtualBoard, board_design
+        from celosia_sim.board import board_design
+        from celosia_sim.virtual_board import VirtualBoard
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("celosia"):
             raise

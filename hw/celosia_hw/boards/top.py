@@ -68,8 +68,9 @@ class BoardTop(wiring.Component):
         is_locked, is_pressed = Signal(), Signal()
         m.submodules.locked = FFSynchronizer(locked, is_locked, o_domain="start")
         m.submodules.button = FFSynchronizer(self._level("button"), is_pressed, o_domain="start")
-        waited = Signal(range(RESET_CLOCKS))
-        m.d.start += sync.rst.eq(~waited.all())
+        waited, is_reset = Signal(range(RESET_CLOCKS)), Signal(init=1)
+        m.d.start += is_reset.eq(~waited.all())
+        m.d.comb += sync.rst.eq(is_reset)
         with m.If(~is_locked | is_pressed | serial.line_break):
             m.d.start += waited.eq(0)
         with m.Elif(~waited.all()):
@@ -89,7 +90,7 @@ class BoardTop(wiring.Component):
         m.d.comb += [serial.rx.eq(self.rx), self.tx.eq(serial.tx)]
         for name, shining in leds.items():
             # Registers, so that the pins need no constraints.
-            m.d.start += getattr(self, name).eq((shining & ~sync.rst) ^ (name in self._inverted))
+            m.d.start += getattr(self, name).eq((shining & ~is_reset) ^ (name in self._inverted))
         m.d.comb += [getattr(self, port).eq(1) for port in board.high]
         return m
 
