@@ -31,7 +31,7 @@ _CREDIT = 64
 _HALF = SEQUENCE // 2
 _HELLO_SECONDS = 0.2
 _ACK_SECONDS = 0.02
-_LONGEST_WAIT = 2.0
+_LEAST_WAIT, _LONGEST_WAIT = 0.02, 0.5
 _LONGEST_LINE = 1 << 13
 """No frame has more bytes on the line."""
 
@@ -80,6 +80,9 @@ class HostLink:
         Packets that have arrived.
     delivered : int
         Packets sent that the board has, since the session began.
+    awaiting : bool
+        Replies are expected: a board that is silent is asked now and then, also when it has
+        everything, so that one that was reset is found out.
     progress_at : float
         When anything last went on: a frame arrived that was not there before, or was acknowledged.
     bytes_sent, bytes_received : int
@@ -93,6 +96,7 @@ class HostLink:
         self.welcome: Welcome | None = None
         self.replies: deque[bytes] = deque()
         self.delivered = 0
+        self.awaiting = False
         self.progress_at = now
         self.bytes_sent = self.bytes_received = 0
         self.frames_repeated = self.frames_damaged = 0
@@ -110,7 +114,7 @@ class HostLink:
         self._ask_at = now
         self._character = CHARACTER_BITS / baud
         # Round trips, as TCP (RFC 6298) measures them.
-        self._wait = self._first_wait = 0.2
+        self._wait = self._usual_wait = _LEAST_WAIT
         self._mean: float | None = None
         self._deviation = 0.0
         self._timed: tuple[int, float] | None = None
@@ -133,6 +137,10 @@ class HostLink:
         """Whether anything has been queued that the board has not acknowledged."""
         return self._ready is not None or bool(self._flying)
 
+    @property
+    def _is_waiting(self) -> bool:
+        return self.sending or self.awaiting
+
     def transmit(self, now: float) -> bytes:
         """What is to be sent now, a frame at a time; empty if nothing is."""
         frame = self._opening(now) if self.welcome is None else self._session_frame(now)
@@ -150,7 +158,7 @@ class HostLink:
         """When `transmit` is to be asked again, if nothing arrives before."""
         if self.welcome is None:
             return self._ask_at
-        return min(self._answer_at, self._ask_at if self.sending else math.inf)
+        return min(self._answer_at, self._ask_at if self._is_waiting else math.inf)
 
     def receive(self, data: bytes, now: float) -> None:
         """Take bytes that the line has brought.
@@ -180,11 +188,11 @@ class HostLink:
         if 0 < (self._limit - self._next) % SEQUENCE < _HALF:
             payload = self._take(now)
         if not payload:
-            poll = self.sending and now >= self._ask_at
+            poll = self._is_waiting and now >= self._ask_at
             if not (poll or self._answer or self._nak or now >= self._answer_at):
                 return None
             if poll:
-                self._wait = min(2 * self._wait, _LONGEST_WAIT)
+                self._wait = min(2 * self._wait, max(self._wait, _LONGEST_WAIT))
                 self._timed = None
         if payload or poll:
             self._ask_at = now + self._wait
@@ -252,7 +260,7 @@ class HostLink:
         self._ack_frames = LinkConfig(welcome.frames).ack_frames
         # Both ends may have a window of frames to send first.
         frame = welcome.frame_bytes + HEADER_BYTES + CRC_BYTES
-        self._wait = self._first_wait = 0.2 + 2 * welcome.frames * frame * self._character
+        self._wait = self._usual_wait = _LEAST_WAIT + 2 * welcome.frames * frame * self._character
 
     def _acknowledged(self, frame: Frame, now: float) -> None:
         advance = (frame.ack - self._oldest) % SEQUENCE
@@ -266,10 +274,14 @@ class HostLink:
             if (self._next - self._oldest) % SEQUENCE < advance:
                 self._next = frame.ack
             self._oldest = frame.ack
-            self.progress_at = now
-            self._ask_at = now + self._wait
+            self._went_on(now)
         if frame.nak:
             self._next = self._oldest
+
+    def _went_on(self, now: float) -> None:
+        self._wait = self._usual_wait
+        self.progress_at = now
+        self._ask_at = now + self._wait
 
     def _measure(self, ack: int, now: float) -> None:
         """Time from a frame to what acknowledges it; of frames sent once."""
@@ -281,7 +293,7 @@ class HostLink:
         else:
             self._deviation += (abs(took - self._mean) - self._deviation) / 4
             self._mean += (took - self._mean) / 8
-        self._wait = min(max(self._mean + 4 * self._deviation, 0.1), _LONGEST_WAIT)
+        self._usual_wait = max(self._mean + 4 * self._deviation, _LEAST_WAIT)
 
     def _arrived(self, frame: Frame, now: float) -> None:
         assert self.welcome is not None
@@ -290,7 +302,7 @@ class HostLink:
         if is_data and not ahead:
             self._received = (self._received + 1) % SEQUENCE
             self._nak = self._nak_sent = False
-            self.progress_at = now
+            self._went_on(now)
             self._collect(frame.payload, self.welcome.link_bytes)
         elif is_data:
             self._answer = True

@@ -145,6 +145,7 @@ class SerialTransport:
             now = told = time.monotonic()
             link.send(commands, now)
             while link.sending or len(link.replies) < replies:
+                link.awaiting = len(link.replies) < replies
                 now = self._turn(link)
                 if now - link.progress_at > self._timeout:
                     raise LinkTimeout(
@@ -157,6 +158,7 @@ class SerialTransport:
                     progress(min(len(link.replies), replies))
             if progress is not None:
                 progress(replies)
+            link.awaiting = False
             return [link.replies.popleft() for _ in range(replies)]
 
     def close(self) -> None:

@@ -186,6 +186,12 @@ class SimulatedBoard:
 
     def run(self, clocks: int) -> bytes:
         """Simulate for some clocks; what the board has sent."""
+        broken = min(max(self._break_until - self.clocks, 0), clocks)
+        return self._run(broken, True) + self._run(clocks - broken, False)
+
+    def _run(self, clocks: int, is_break: bool) -> bytes:
+        if not clocks:
+            return b""
         data = bytes(self.to_board[:_CAPACITY])
         work = _Slice(
             input=data,
@@ -193,7 +199,6 @@ class SimulatedBoard:
             output=ctypes.addressof(self._output),
             capacity=_CAPACITY,
         )
-        is_break = self.clocks < self._break_until
         self._library.board_run(self._open, ctypes.byref(work), clocks, is_break)
         self.clocks = self._library.board_clocks(self._open)
         self.quiet = work.quiet
