@@ -45,10 +45,10 @@ _BYTES = ("flip", "drop", "duplicate", "insert", "burst")
 SCENARIOS: dict[str, tuple[tuple[str, ...], float]] = {
     **{kind: ((kind,), 300.0) for kind in _BYTES},
     "delay": (("delay",), 500.0),
-    "reset": (("reset",), 1500.0),
-    "break": (("break",), 1500.0),
+    "reset": (("reset",), 700.0),
+    "break": (("break",), 700.0),
     "all": ((*_BYTES, "delay", "reset", "break"), 400.0),
-    "storm": (_BYTES, 40.0),
+    "storm": (_BYTES, 80.0),
     "kill": (_BYTES, 2000.0),
 }
 """Kinds of faults and their mean distance in bytes. ``kill`` kills the process of the host."""
@@ -128,7 +128,8 @@ def run_faults(
 
     names = list(scenarios) or list(SCENARIOS)
     line = Switched()
-    with VirtualBoard(plain_board(CONFIG, LINK, progress=progress), line, progress) as board:
+    design = plain_board(CONFIG, LINK, progress=progress)
+    with VirtualBoard(design, line, progress) as board:
         for seed in seeds:
             name = names[seed % len(names)]
             faulty = FaultyLine(*SCENARIOS[name], seed)

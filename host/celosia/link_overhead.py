@@ -59,7 +59,6 @@ class Overhead:
 def measure(
     tensors: Input,
     config: AcceleratorConfig | None = None,
-    clocks_per_bit: int = 2,
     progress: Callable[[str], None] | None = None,
 ) -> Overhead:
     """Run an attention on a virtual board and count bytes.
@@ -69,8 +68,6 @@ def measure(
     tensors : Input
     config : AcceleratorConfig, optional
         "small" if absent.
-    clocks_per_bit : int
-        Of the line; few make the simulation fast.
     progress : callable, optional
         Is told what is done.
     """
@@ -80,7 +77,7 @@ def measure(
     config = config or preset("small")
     parts = (tensors.query, tensors.key, tensors.value)
     options = {**tensors.mask, "enable_gqa": len(tensors.key) != len(tensors.query)}
-    design = plain_board(config, clocks_per_bit=clocks_per_bit, progress=progress)
+    design = plain_board(config, progress=progress)
     with VirtualBoard(design, progress=progress) as virtual:
         board = virtual.board
         transport = SerialTransport(virtual.path, DEFAULT_BAUD, timeout=60.0)

@@ -143,15 +143,16 @@ class SerialTransport:
         link = self.link or self._begin()
         with self._orderly():
             now = told = time.monotonic()
+            before = link.delivered
             link.send(commands, now)
             while link.sending or len(link.replies) < replies:
                 link.awaiting = len(link.replies) < replies
                 now = self._turn(link)
                 if now - link.progress_at > self._timeout:
                     raise LinkTimeout(
-                        f"{self._name}: nothing went on for {self._timeout:g} s: {link.delivered} "
-                        f"of {len(commands)} packets delivered, {len(link.replies)} of {replies} "
-                        "replies received; open it again"
+                        f"{self._name}: nothing went on for {self._timeout:g} s: "
+                        f"{link.delivered - before} of {len(commands)} packets delivered, "
+                        f"{len(link.replies)} of {replies} replies received; open it again"
                     )
                 if progress is not None and now - told >= _PROGRESS_SECONDS:
                     told = now

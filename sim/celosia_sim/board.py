@@ -82,7 +82,7 @@ class BoardDesign:
 def plain_board(
     config: AcceleratorConfig,
     link: LinkConfig | None = None,
-    clocks_per_bit: int | Fraction = 4,
+    clocks_per_bit: int | Fraction = 2,
     progress: Callable[[str], None] | None = None,
 ) -> BoardDesign:
     """The design that all boards have in common: `SerialAccelerator`, and a reset.
