@@ -428,9 +428,9 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("case", REJECTED)
-def test_rejected_before_anything_is_sent(case, monkeypatch):
+def test_rejected_before_anything_is_sent(case, device_spec, monkeypatch):
     arguments, options, error, message = REJECTED[case]
-    with celosia.open_device("model:tiny") as device:
+    with celosia.open_device(device_spec) as device:
         with monkeypatch.context() as patch:
             patch.setattr(device, "_exchange", lambda *_: pytest.fail("sent a packet"))
             with pytest.raises(error, match=message) as caught:

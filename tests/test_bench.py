@@ -14,16 +14,17 @@ SMALL = [
 ]
 
 
-def test_every_case_runs_on_the_hardware():
-    with celosia.open_device("sim:tiny") as device:
+def test_every_case_runs_on_the_hardware(hardware):
+    with celosia.open_device(hardware) as device:
         rows = bench.bench(device, SMALL, heads=2)
     assert [row["case"] for row in rows] == [case.name for case in bench.CASES]
     chunks, resent = rows[-3:-1]
     assert chunks["link_bytes"] < resent["link_bytes"]
     for row in rows:
         assert row["model_mismatches"] == 0
-        assert row["clocks"] > 0
-        assert 0 < row["utilization"] < 1
+        if hardware.startswith("sim"):  # a board does not tell its clocks
+            assert row["clocks"] > 0
+            assert 0 < row["utilization"] < 1
         assert row["sqnr_db"] > 30
 
 

@@ -49,10 +49,10 @@ def test_decoding_is_causal_attention():
 
 
 @pytest.mark.parametrize("prefill", [1, 3, 8])
-def test_the_hardware_is_the_model(prefill):
+def test_the_hardware_is_the_model(prefill, hardware):
     q, k, v = tensors(4, 2, 14, 8, 9)
     results = []
-    for name in ("model:tiny", "sim:tiny"):
+    for name in ("model:tiny", hardware):
         with celosia.open_device(name) as device:
             results.append(decode(device, q, k, v, prefill, capacity=24)[0])
     np.testing.assert_array_equal(*results)
@@ -82,9 +82,9 @@ def test_several_tokens_and_a_window():
         assert sqnr_db(reference[:, :, 22:].numpy(), result) > 33
 
 
-def test_caches_side_by_side_and_attention_beside_them():
+def test_caches_side_by_side_and_attention_beside_them(device_spec):
     q, k, v = tensors(1, 1, 40)
-    with celosia.open_device("model:tiny") as device:  # 2 banks of 24 keys
+    with celosia.open_device(device_spec) as device:  # 2 banks of 24 keys
         small = [x[:, :, :8, :10] for x in (q, k, v)]
         first = KeyValueCache(*small[1:], capacity=8, device=device)
         expected = first.attend(small[0])
@@ -107,9 +107,9 @@ def test_caches_side_by_side_and_attention_beside_them():
             first.attend(small[0])
 
 
-def test_errors_leave_the_cache_as_it_was(monkeypatch):
+def test_errors_leave_the_cache_as_it_was(monkeypatch, device_spec):
     q, k, v = tensors(4, 2, 12, 10, 10)
-    with celosia.open_device("model:tiny") as device:
+    with celosia.open_device(device_spec) as device:
         cache = KeyValueCache(k[:, :, :9], v[:, :, :9], capacity=11, device=device)
         expected = cache.attend(q[:, :, 8:9])
         one = k[:, :, 9:10], v[:, :, 9:10]

@@ -59,7 +59,8 @@ def test_default_preset():
     [
         ("", "unknown device ''"),
         ("fpga", r"unknown device 'fpga': choose one of sim\[:CONFIG\], model.*pysim.*tiny, small"),
-        ("serial:/dev/ttyUSB0", "serial:/dev/ttyUSB0' is not supported yet: choose one of sim"),
+        ("serial", "a serial device needs a port"),
+        ("serial:/dev/ttyUSB0@fast", "the baud rate must be a positive number, not 'fast'"),
         ("model:huge", "unknown configuration 'huge': choose one of tiny, small, default"),
         ("model:", "unknown configuration ''"),
         ("sim:huge", "unknown configuration 'huge'"),
@@ -73,6 +74,8 @@ def test_unknown_device(spec, message):
 
 
 def test_bad_arguments():
+    with pytest.raises(ValueError, match="has a configuration of its own"):
+        open_device("serial:/dev/ttyUSB0", config=preset("tiny"))
     with pytest.raises(TypeError, match="not 3"):
         open_device(3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="config is given too"):
@@ -86,8 +89,8 @@ def test_no_default():
         run_attention(X, X, X)
 
 
-def test_the_innermost_default_counts():
-    with open_device("model:tiny") as outer:
+def test_the_innermost_default_counts(device_spec):
+    with open_device(device_spec) as outer:
         with open_device("model:small") as inner:
             run_attention(X, X, X)
             assert outer.report is None
@@ -98,14 +101,14 @@ def test_the_innermost_default_counts():
         run_attention(X, X, X)
 
 
-def test_a_default_is_not_seen_by_other_contexts():
+def test_a_default_is_not_seen_by_other_contexts(device_spec):
     fresh = contextvars.Context()
-    with open_device("model:tiny"), pytest.raises(DeviceError, match="no device"):
+    with open_device(device_spec), pytest.raises(DeviceError, match="no device"):
         fresh.run(run_attention, X, X, X)
 
 
-def test_an_explicit_device_wins():
-    with open_device("model:tiny") as default, open_device("model:small") as other:
+def test_an_explicit_device_wins(device_spec):
+    with open_device(device_spec) as default, open_device("model:small") as other:
         run_attention(X, X, X, device=default)
         assert other.report is None
 
@@ -141,14 +144,21 @@ def test_a_block_that_fails_closes_its_device():
         run_attention(X, X, X)
 
 
-def test_report():
+def test_clocks():
     device = Device(Wrapped(preset("tiny")))
-    run_attention(X, X, X, is_causal=True, device=device)
+    run_attention(X, X, X, device=device)
     report = device.report
     assert report is not None
     assert report.clocks == 1000
-    assert report.useful_macs == 2 * (1 + 2 + 3 + 4 + 5) * 16
     assert report.utilization == report.useful_macs / (1000 * 2 * 4 * 3)
+
+
+def test_report(device_spec):
+    with open_device(device_spec) as device:
+        run_attention(X, X, X, is_causal=True)
+    report = device.report
+    assert report is not None
+    assert report.useful_macs == 2 * (1 + 2 + 3 + 4 + 5) * 16
     # Per head: a LOAD of 2 tiles, 2 ATTENDs; 4 header words each; rows of one 4-byte word for
     # 4 keys or 3 queries, of two for 4 factors or 3 results.
     load, attend = 4 + 2 * (2 + 2 + 8 + 8), 4 + 2 + 8
@@ -165,16 +175,16 @@ def test_a_device_without_clocks_has_no_utilization():
     assert device.report.utilization is None
 
 
-def test_nothing_to_compute():
-    device = Device(Wrapped(preset("tiny")))
-    assert not run_attention(X, X, X, key_length=0, device=device).any()
+def test_nothing_to_compute(device_spec):
+    with open_device(device_spec) as device:
+        assert not run_attention(X, X, X, key_length=0).any()
     assert device.report is not None
     assert device.report.clocks == device.report.useful_macs == 0
 
 
-def test_progress():
+def test_progress(device_spec):
     messages = []
-    with open_device("model:tiny", progress=messages.append):
+    with open_device(device_spec, progress=messages.append):
         run_attention(X, X, X)
     assert messages[-1] == "4 of 4 query tiles"
 

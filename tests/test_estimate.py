@@ -13,6 +13,7 @@ from celosia_hw import estimate as estimates
 from celosia_hw.config import preset
 from celosia_hw.estimate import Estimate, estimate
 from celosia_hw.netlist import component, count_cells
+from celosia_hw.synthesis import critical_path
 from celosia_hw.tools import ToolError, find_tool, run_tool
 
 
@@ -51,14 +52,16 @@ def test_paths_and_clocks_by_component() -> None:
     def segment(cell: str, delay: float) -> dict:
         return {"to": {"cell": cell}, "delay": delay}
 
+    clock = "posedge aclk"
     path = [
         segment("accelerator.drain.a", 0.5),
         segment("$nextpnr_1", 0.25),
         segment("accelerator.merge.b", 1.0),
         segment("accelerator.merge.c", 1.0),
     ]
-    assert estimates._path(path) == [("drain", 0.75), ("merge", 2.0)]
-    clock = "posedge aclk"
+    critical = [{"from": "<async>", "to": "<async>", "path": []}]
+    critical += [{"from": clock, "to": clock, "path": path}]
+    assert critical_path({"critical_paths": critical}) == [("drain", 0.75), ("merge", 2.0)]
     nets = [
         {
             "event": clock,

@@ -24,11 +24,10 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("device", ["model:tiny", "sim:tiny"])
 @pytest.mark.parametrize(("left", "right"), SHAPES)
-def test_integers_are_exact(device, left, right):
+def test_integers_are_exact(device_spec, left, right):
     a, b = integers(*left), integers(*right, seed=1)
-    with celosia.open_device(device) as opened:
+    with celosia.open_device(device_spec) as opened:
         result = run_matmul(a, b)
         report = opened.report
     assert report is not None
@@ -67,12 +66,12 @@ def test_tensors():
     assert floats.dtype == torch.bfloat16
 
 
-def test_between_attentions_on_the_hardware():
+def test_between_attentions_on_the_hardware(hardware):
     """The arrays change their use; nothing is left over."""
     rng = np.random.default_rng(0)
     q, k, v = rng.normal(size=(3, 2, 30, 10))
     a, b = integers(20, 30), integers(30, 40, seed=1)
-    with celosia.open_device("sim:tiny") as sim, celosia.open_device("model:tiny") as model:
+    with celosia.open_device(hardware) as sim, celosia.open_device("model:tiny") as model:
         for causal in (False, True):
             results = [
                 celosia.run_attention_raw(q, k, v, is_causal=causal, device=device).values
@@ -111,9 +110,9 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("case", REJECTED)
-def test_rejected_before_anything_is_sent(case, monkeypatch):
+def test_rejected_before_anything_is_sent(case, device_spec, monkeypatch):
     arguments, error, message = REJECTED[case]
-    with celosia.open_device("model:tiny") as device:
+    with celosia.open_device(device_spec) as device:
         with monkeypatch.context() as patch:
             patch.setattr(device, "_exchange", lambda *_: pytest.fail("sent a packet"))
             with pytest.raises(error, match=message):

@@ -8,12 +8,23 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__
-from .commands import bench, cache, estimate, info, run, verilog
+from .commands import (
+    bench,
+    board_sim,
+    build,
+    cache,
+    devices,
+    estimate,
+    flash,
+    info,
+    run,
+    verilog,
+)
 
 __all__ = ["main"]
 
 # In the order of the help.
-_COMMANDS = (run, bench, info, verilog, estimate, cache)
+_COMMANDS = (run, bench, devices, board_sim, info, verilog, estimate, build, flash, cache)
 
 
 class _Parser(argparse.ArgumentParser):

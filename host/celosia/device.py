@@ -301,6 +301,8 @@ class Device:
     ) -> list[bytes]:
         try:
             return self._open.exchange(commands, replies, progress)
+        except DeviceError:
+            raise
         except (ProtocolError, TimeoutError) as error:
             raise DeviceError(f"the device does not answer: {error}") from error
 
@@ -365,9 +367,10 @@ def open_device(
         ``"sim"`` (compiled, cycle-accurate simulation), ``"model"`` (integer model, the same
         results without clocks) or ``"pysim"`` (Amaranth's simulator, slow, no compiler needed),
         each optionally with a configuration, as in ``"sim:small"``. Without one it is "default",
-        and "tiny" for ``"pysim"``.
+        and "tiny" for ``"pysim"``. ``"serial:PORT[@BAUD]"`` is a board: PORT is a device such as
+        ``/dev/ttyUSB0`` or a URL that pyserial takes, BAUD is 3000000 if absent.
     config : AcceleratorConfig, optional
-        Instead of a name in `spec`.
+        Instead of a name in `spec`. A board has its own.
     progress : callable, optional
         Is told, in one line each, what is built and how far a run is.
     waveform : path, optional
@@ -382,21 +385,27 @@ def open_device(
     ValueError
         If the kind or the configuration is unknown.
     ImportError
-        If the simulation needs packages that are not installed; the message names the extra.
+        If the device needs packages that are not installed; the message names the extra.
     DeviceError
-        If the device does not answer.
+        If the device does not answer. Those of a board are of the classes of
+        `celosia.serial_link`: `LinkTimeout`, `DeviceBusy`, `VersionMismatch`, `CableLost`,
+        `BoardReset`.
     """
     if not isinstance(spec, str):
         raise TypeError(f"a device is given as a str like 'sim:small', not {spec!r}")
     kind, colon, name = spec.partition(":")
-    if kind not in _KINDS:
+    if kind not in (*_KINDS, "serial"):
         known = ", ".join(f"{kind}[:CONFIG]" for kind in _KINDS)
-        note = " is not supported yet" if kind == "serial" else ""
         raise ValueError(
-            f"unknown device {spec!r}{note}: choose one of {known} (CONFIG: {', '.join(PRESETS)})"
+            f"unknown device {spec!r}: choose one of {known}, serial:PORT[@BAUD] "
+            f"(CONFIG: {', '.join(PRESETS)})"
         )
     if waveform is not None and kind != "sim":
         raise ValueError(f"only the device 'sim' writes a waveform, not {spec!r}")
+    if kind == "serial":
+        if config is not None:
+            raise ValueError(f"device {spec!r} has a configuration of its own")
+        return Device(_serial(name), progress=_tile_progress(progress))
     module, transport, default = _KINDS[kind]
     if config is None:
         config = preset(name if colon else default)
@@ -412,6 +421,12 @@ def open_device(
         ) from error
     options = {} if kind != "sim" else {"progress": progress, "trace": waveform}
     return Device(factory(config, **options), progress=_tile_progress(progress))
+
+
+def _serial(port: str) -> Transport:
+    from .serial_transport import SerialTransport, parse_port
+
+    return SerialTransport(*parse_port(port))
 
 
 def _tile_progress(progress: Callable[[str], None] | None) -> Callable[[int, int], None] | None:

