@@ -15,6 +15,7 @@ from .cache import KeyValueCache
 from .device import Device, DeviceError, RunReport, open_device
 from .matmul import run_matmul
 from .options import AttentionOptions
+from .parallel import DevicePool
 from .quantize import Quantized
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "AttentionOptions",
     "Device",
     "DeviceError",
+    "DevicePool",
     "KeyValueCache",
     "Quantized",
     "RawResult",
