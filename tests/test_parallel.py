@@ -9,6 +9,7 @@ import pytest
 
 import celosia
 from celosia import DevicePool, run_attention, run_attention_raw, run_matmul
+from celosia.attention import plan_attention
 
 
 def random(*shape, seed=0):
@@ -61,11 +62,15 @@ def test_attention(pool, case):
 
 
 def test_saturating_heads_run_again(pool):
-    """Results of a sample said too little about these heads, on whichever device they are."""
-    q, k, v = random(4, 80, 8), random(4, 40, 8, seed=1), random(4, 40, 8, seed=2)
-    q[:, 1], k[:, 0] = 100, 100  # a query that attends to one key alone
-    v[:, 0] = 30
+    """A sample of the queries says too little about these heads, on whichever device they are."""
+    q, k, v = 0.01 * random(4, 200, 8), random(4, 40, 8, seed=1), random(4, 40, 8, seed=2)
+    q[:, 1], k[:, 0], v[:, 0] = 10, 3, 4  # one query attends to the largest V alone
     raw = run_attention_raw(q, k, v, device=pool)
+    job = plan_attention(pool.config, q, k, v)
+    planned = np.array([group.values.result_fraction for group in job.groups])
+    used = [np.log2(g.values.scale / s) for g, s in zip(job.groups, raw.scale.flat, strict=True)]
+    assert (planned > 8).all()
+    np.testing.assert_array_equal(used, 8)
     one = run_attention_raw(q, k, v, device="model:tiny")
     np.testing.assert_array_equal(raw.values, one.values)
     np.testing.assert_array_equal(raw.scale, one.scale)
@@ -122,7 +127,7 @@ def test_rejected():
             (["mode:tiny"], ValueError, "unknown device 'mode:tiny'"),
         ):
             with pytest.raises(error, match=message):
-                DevicePool(devices)
+                DevicePool(devices)  # type: ignore
         with pytest.raises(TypeError, match="submit"):
             DevicePool(["model:tiny"], executor=map)
         with pytest.raises(TypeError, match="cannot be copied"):
