@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from celosia_hw.arithmetic import FACTOR_BITS, MAX_RESULT_FRACTION, Widths
 
-from .attention import Job, like, operand_of
+from .arrays import like
+from .attention import Job, operand_of
 from .device import Device
 from .masks import HeadMask, resolve_masks
 from .options import AttentionOptions
