@@ -1,4 +1,6 @@
-"""Hugging Face models on an accelerator: importing this registers ``attn_implementation="celosia"``.
+"""Hugging Face models on an accelerator: ``attn_implementation="celosia"``.
+
+Importing this module registers it.
 
 ::
 

@@ -16,8 +16,8 @@ from ..commands.common import Progress
 from ..device import Device, open_device
 
 __all__ = [
-    "Log",
     "WEIGHTS",
+    "Log",
     "example_parser",
     "layer_progress",
     "load_language_model",

@@ -93,7 +93,8 @@ def measure(
                 "seconds": time.perf_counter() - start,
             }
             rows.append(row)
-            log(f"{width} bits: {value:.4f} ({row['change_percent']:+.3f} %), float {perplexity:.4f}")
+            change = f"{row['change_percent']:+.3f} %"
+            log(f"{width} bits: {value:.4f} ({change}), float {perplexity:.4f}")
     finally:
         model.set_attn_implementation(implementation)
     figures = {
@@ -118,9 +119,9 @@ def write_report(figures: dict[str, Any], every: dict[str, Any], folder: str) ->
         f"configuration {figures['config']!r}; the rest of the model is float32."
     )
     report.text(
-        "The baseline is the same model with PyTorch's attention in float32: SmolLM2-135M-Instruct, "
-        "whose Q4_1 weights are dequantized to float32 for both. It says what the accelerator "
-        "costs, not what Q4_1 costs."
+        "The baseline is the same model with PyTorch's attention in float32: "
+        "SmolLM2-135M-Instruct, whose Q4_1 weights are dequantized to float32 for both. The change "
+        "is what the accelerator costs, not what Q4_1 costs."
     )
     report.table(
         ["attention", "perplexity", "change, %", "mean change of a token's loss, nats", "s"],
