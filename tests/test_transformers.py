@@ -4,13 +4,13 @@ import inspect
 
 import pytest
 import torch
-from tiny_models import tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, tokens
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 import celosia
 from celosia.transformers import NAME, attention_forward
 from celosia_sim.reference import sqnr_db
+from tiny_models import tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, tokens
 
 # Heads of 8 to 12 and random weights: attention alone is 35 dB or more (tests/test_attention.py);
 # a second layer attends to the error of the first, and doubles it.
@@ -151,7 +151,12 @@ def sdpa(q, k, v, **options):
 
 @pytest.mark.parametrize(
     ("queries", "module", "call", "expected"),
-    [(5, True, None, True), (5, True, False, False), (5, False, True, True), (1, True, None, False)],
+    [
+        (5, True, None, True),
+        (5, True, False, False),
+        (5, False, True, True),
+        (1, True, None, False),
+    ],
 )
 def test_without_a_mask_it_is_causal_if_asked_for(queries, module, call, expected):
     q, k, v = qkv(queries)
@@ -204,9 +209,9 @@ def test_wrong_calls(change, error, message):
 
 def test_wrong_tensors():
     q, k, v = qkv()
-    with pytest.raises(TypeError, match=r"query is torch.int64: it must be float16"):
+    with pytest.raises(TypeError, match=r"query is torch\.int64: it must be float16"):
         attend(q.long(), k, v)
-    with pytest.raises(TypeError, match="value is torch.complex64"):
+    with pytest.raises(TypeError, match=r"value is torch\.complex64"):
         attend(q, k, v.to(torch.complex64))
     with pytest.raises(ValueError, match="key is on meta, query on cpu"):
         attend(q, k.to("meta"), v)

@@ -29,7 +29,7 @@ __all__ = ["FrozenKeys", "FrozenValues", "Rows", "freeze"]
 
 Float = npt.NDArray[np.float64]
 _TOP = (1 << FACTOR_BITS) - 1
-_LOWEST = -900
+_LOWEST = -200  # of the exponent of scales; below all that float32 holds
 
 
 @dataclass(frozen=True)
