@@ -47,7 +47,7 @@ def test_generic_gates(tmp_path: Path) -> None:
 
 
 def test_ecp5_cells(tmp_path: Path) -> None:
-    """LUTs, carries, flip-flops and LUT RAM by Yosys's models, multipliers and block RAM by ours."""
+    """LUTs, carries, flip-flops and LUT RAM by Yosys's models, the rest by ours."""
     (tmp_path / "core.v").write_text(export(SMALLEST, family="ecp5"))
     for cell in ("MULT18X18D", "DP16KD"):
         (tmp_path / f"{cell}.v").write_text((CELLS / f"{cell}.v").read_text())
