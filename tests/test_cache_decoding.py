@@ -1,5 +1,8 @@
 """KeyValueCache: decoding with keys and values that stay on the device."""
 
+import warnings
+from importlib.resources import files
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +31,11 @@ def decode(device, q, k, v, prefill, **options):
     capacity = options.pop("capacity", q.shape[2])
     sent = []
     with KeyValueCache(
-        k[:, :, :prefill], v[:, :, :prefill], capacity=capacity, device=device, **options
+        *(k[:, :, :prefill], v[:, :, :prefill]),
+        capacity=capacity,
+        device=device,
+        query=q[:, :, :prefill],
+        **options,
     ) as cache:
         results = [cache.attend(q[:, :, :prefill])]
         for token in range(prefill, q.shape[2]):
@@ -44,7 +51,7 @@ def test_decoding_is_causal_attention():
     q, k, v = tensors(6, 2, 320, 64, 64)
     with celosia.open_device("model:small") as device:
         result, sent = decode(device, q, k, v, 256)
-    assert sqnr_db(causal(q, k, v), result) > 36
+    assert sqnr_db(causal(q, k, v), result) > 38
     assert len(set(sent)) == 1, "a step's bytes do not grow with the cache"
 
 
@@ -107,6 +114,137 @@ def test_caches_side_by_side_and_attention_beside_them(device_spec):
             first.attend(small[0])
 
 
+def test_a_token_beyond_the_headroom():
+    # The others are rounded again, to a coarser scale; the hardware loads them once more.
+    q, k, v = tensors(2, 2, 14, 10, 10)
+    k[:, 0, 9], v[:, 1, 11] = 1e3 * k[:, 0, 9], 1e3 * v[:, 1, 11]
+    results = []
+    for name in ("model:tiny", "sim:tiny"):
+        with celosia.open_device(name) as device:
+            results.append(decode(device, q, k, v, 8)[0])
+    np.testing.assert_array_equal(*results)
+    assert sqnr_db(causal(q, k, v), results[0]) > 33
+
+
+def test_a_layer_of_a_trained_model():
+    q, k, v = (load_sample()[name][None] for name in ("query", "key", "value"))
+    reference = causal(q, k, v)
+    found = {}
+    with celosia.open_device("model") as device:
+        found["all at once"] = run_attention(q, k, v, is_causal=True, enable_gqa=True)
+        for prefill in (64, 128):
+            for query in (None, q[:, :, :prefill]):
+                with KeyValueCache(
+                    *(k[:, :, :prefill], v[:, :, :prefill]),
+                    capacity=128,
+                    device=device,
+                    query=query,
+                ) as cache:
+                    parts = [cache.attend(q[:, :, :prefill])]
+                    if prefill < 128:
+                        cache.append(k[:, :, prefill:], v[:, :, prefill:])
+                        parts.append(cache.attend(q[:, :, prefill:]))
+                    found[prefill, query is not None] = np.concatenate(parts, axis=2)
+    quality = {name: sqnr_db(reference, result) for name, result in found.items()}
+    # 51 dB all at once; balance and error feedback of the first tokens are worth 6 dB or more.
+    assert quality[64, True] > quality[64, False] + 5
+    assert quality[128, True] > quality[128, False] + 6
+    assert quality[128, True] > quality["all at once"] - 4
+
+
+def sent(device):
+    return device.report.bytes_sent
+
+
+def load_sample():
+    with (files(celosia) / "data" / "smollm2_layer17.npz").open("rb") as file:
+        return {name: array.astype(np.float32) for name, array in np.load(file).items()}
+
+
+def test_eviction_changes_nothing():
+    q, k, v = tensors(4, 2, 12, 10, 10)
+    with celosia.open_device("model:tiny") as device:
+        cache = KeyValueCache(k[:, :, :8], v[:, :, :8], capacity=12, device=device)
+        assert (cache.slots, cache.is_resident, device.free_banks) == (6, True, 1)
+        expected = cache.attend(q[:, :, 7:8])
+        plain = sent(device)
+        cache.evict()
+        assert (cache.is_resident, device.free_banks) == (False, 2)
+        np.testing.assert_array_equal(cache.attend(q[:, :, 7:8]), expected)
+        assert cache.is_resident
+        assert sent(device) > plain
+        for where in ("device", "host"):
+            cache.append(k[:, :, 8:], v[:, :, 8:])
+            result = cache.attend(q[:, :, 8:])
+            cache.crop(8)
+            if where == "device":
+                cache.evict()
+                expected = result
+        np.testing.assert_array_equal(result, expected)
+        with pytest.raises(ValueError, match="between 1 and the 8 tokens, not 9"):
+            cache.crop(9)
+        cache.close()
+        with pytest.raises(ValueError, match="closed"):
+            cache.attend(q[:, :, 7:8])
+
+
+def test_masks_with_biases():
+    q, k, v = tensors(4, 2, 12, 10, 10)
+    rng = np.random.default_rng(1)
+    mask = rng.normal(size=(1, 4, 4, 12)).astype(np.float32)
+    mask[..., rng.random((1, 4, 4, 12)) < 0.3] = -np.inf
+    mask[:, 1, 2] = -np.inf
+    reference = scaled_dot_product_attention(
+        *map(torch.from_numpy, (q[:, :, 8:], k, v)),
+        attn_mask=torch.from_numpy(mask),
+        enable_gqa=True,
+    ).numpy()
+    results = []
+    for name in ("model:tiny", "sim:tiny"):
+        with (
+            celosia.open_device(name) as device,
+            KeyValueCache(k, v, capacity=12, device=device, query=q) as cache,
+        ):
+            results.append(cache.attend(q[:, :, 8:], mask))
+            with pytest.raises(ValueError, match="attn_mask and is_causal"):
+                cache.attend(q[:, :, 8:], mask, is_causal=True)
+            hidden = cache.attend(q[:, :, 8:], np.zeros((12,), bool))
+            assert not hidden.any()
+    np.testing.assert_array_equal(*results)
+    assert not results[0][:, 1, 2].any()
+    assert sqnr_db(np.nan_to_num(reference), results[0]) > 33
+
+
+def test_reordering_a_batch():
+    both = zip(tensors(2, 2, 9, 8, 8, 0), tensors(2, 2, 9, 8, 8, 1), strict=True)
+    q, k, v = (np.concatenate(pair) for pair in both)
+    with celosia.open_device("model:tiny") as device:
+        cache = KeyValueCache(k, v, capacity=9, device=device, query=q)
+        first = cache.attend(q[:1, :, 8:].repeat(2, axis=0))
+        cache.reorder([1, 0])
+        swapped = cache.attend(q[:1, :, 8:].repeat(2, axis=0))
+        np.testing.assert_array_equal(swapped, first[::-1])
+        cache.reorder([0, 0])
+        np.testing.assert_array_equal(cache.attend(q[:1, :, 8:].repeat(2, axis=0)), first[[1, 1]])
+        for wrong, message in (([0], r"shape \(1,\)"), ([0, 2], "between 0 and 1")):
+            with pytest.raises(ValueError, match=message):
+                cache.reorder(wrong)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e30])
+def test_any_range(size):
+    """Nothing, and numbers at the ends of float32, then ordinary ones."""
+    q, k, v = tensors(2, 1, 6, 8, 8)
+    k[:, :, :3], v[:, :, :3] = size * k[:, :, :3], size * v[:, :, :3]
+    with warnings.catch_warnings(), celosia.open_device("model:tiny") as device:
+        warnings.simplefilter("error")
+        result, _ = decode(device, q, k, v, 3)
+    # Logits of 1e30 are limited as those of `run_attention` are.
+    expected = causal(q, k, v)
+    rows = slice(None) if size < 1 else slice(0, 1)
+    assert sqnr_db(expected[:, :, rows], result[:, :, rows]) > 33 or not expected[:, :, rows].any()
+
+
 def test_errors_leave_the_cache_as_it_was(monkeypatch, device_spec):
     q, k, v = tensors(4, 2, 12, 10, 10)
     with celosia.open_device(device_spec) as device:
@@ -119,8 +257,6 @@ def test_errors_leave_the_cache_as_it_was(monkeypatch, device_spec):
                 ValueError,
                 "3 more tokens: the cache holds 9 of at most 11",
             ),
-            ((1e3 * one[0], one[1]), ValueError, "key of .* exceeds the cache's headroom"),
-            ((one[0], 1e3 * one[1]), ValueError, "value of .* exceeds the cache's headroom"),
             ((one[0][..., :5], one[1]), ValueError, r"key has shape \(1, 2, 1, 5\)"),
             ((one[0] * np.nan, one[1]), ValueError, "NaN"),
             ((one[0].astype(int), one[1]), TypeError, "int64"),

@@ -6,7 +6,10 @@
 (2, 8, 16)
 """
 
+import importlib as _importlib
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from celosia_hw.config import AcceleratorConfig
 
@@ -15,13 +18,21 @@ from .cache import KeyValueCache
 from .device import Device, DeviceError, RunReport, open_device
 from .matmul import run_matmul
 from .options import AttentionOptions
+from .parallel import DevicePool
 from .quantize import Quantized
+
+if _TYPE_CHECKING:
+    from .nn import Calibration as Calibration
+    from .nn import MultiHeadAttention as MultiHeadAttention
+    from .nn import attention_on as attention_on
+    from .nn import calibrate as calibrate
 
 __all__ = [
     "AcceleratorConfig",
     "AttentionOptions",
     "Device",
     "DeviceError",
+    "DevicePool",
     "KeyValueCache",
     "Quantized",
     "RawResult",
@@ -34,3 +45,21 @@ __all__ = [
 ]
 
 __version__ = _version("celosia")
+
+# What needs torch, imported at the first use. Not in `__all__`: "import *" must not need it.
+_LAZY = {
+    "Calibration": "nn",
+    "MultiHeadAttention": "nn",
+    "attention_on": "nn",
+    "calibrate": "nn",
+}
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'celosia' has no attribute {name!r}")
+    return getattr(_importlib.import_module(f"celosia.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,11 @@ import numpy.typing as npt
 from celosia_hw.arithmetic import Widths
 from celosia_hw.config import AcceleratorConfig
 
+from .arrays import array_of, like, most_negative
 from .device import Device, default_device, open_device
 from .masks import HeadMask, resolve_masks
 from .options import AttentionOptions
+from .parallel import DevicePool
 from .program import Program
 from .quantize import (
     SAFE_FRACTION,
@@ -36,8 +37,6 @@ from .tiling import query_tiles
 __all__ = [
     "Job",
     "RawResult",
-    "array_of",
-    "like",
     "opened",
     "operand_of",
     "plan_attention",
@@ -89,7 +88,7 @@ def run_attention(
     alibi_slopes: Any = None,
     causal_alignment: str = "top_left",
     options: AttentionOptions | None = None,
-    device: Device | str | None = None,
+    device: Device | DevicePool | str | None = None,
 ) -> Any:
     """``softmax(query @ key.T * scale) @ value`` on an accelerator.
 
@@ -100,8 +99,9 @@ def run_attention(
     query : array or tensor, (..., Hq, L, E)
     key : array or tensor, (..., H, S, E)
     value : array or tensor, (..., H, S, Ev)
-        NumPy arrays or torch tensors, floating point, or `Quantized`; of 2 or more
-        dimensions. Leading dimensions broadcast.
+        NumPy arrays, torch tensors or arrays of another library that speaks DLPack or the array
+        protocol (JAX, TensorFlow, CuPy), floating point, or `Quantized`; of 2 or more dimensions.
+        Leading dimensions broadcast.
     attn_mask : array or tensor, broadcastable to (..., Hq, L, S), optional
         bool: True where a query attends to a key. Floating point: added to the scaled logits;
         -infinity, or at most half the most negative number of its dtype, where a query does not
@@ -128,14 +128,14 @@ def run_attention(
         PyTorch, "bottom_right" key i + S - L, as in decoding.
     options : AttentionOptions, optional
         How to quantize.
-    device : Device or str, optional
-        An open device, or what to open for this call, as in `open_device`. The innermost
-        ``with open_device(...)`` if absent.
+    device : Device, DevicePool or str, optional
+        An open device, several that share the heads, or what to open for this call, as in
+        `open_device`. The innermost ``with open_device(...)`` if absent.
 
     Returns
     -------
     array or tensor, (..., Hq, L, Ev)
-        Of the query's kind, dtype and torch device, without a gradient; float32 for a `Quantized`
+        Of the query's kind, dtype and own device, without a gradient; float32 for a `Quantized`
         query.
 
     Raises
@@ -191,7 +191,7 @@ def run_attention_raw(
     alibi_slopes: Any = None,
     causal_alignment: str = "top_left",
     options: AttentionOptions | None = None,
-    device: Device | str | None = None,
+    device: Device | DevicePool | str | None = None,
 ) -> RawResult:
     """Like `run_attention`, but return the int16 result and its scales.
 
@@ -242,29 +242,35 @@ class Job:
         """The packets up to the point where the next ones depend on the replies."""
         return next(self.programs(self.groups))
 
-    def run(self, device: Device) -> RawResult:
-        """Run on a device of the same configuration.
+    def run(self, device: Device | DevicePool) -> RawResult:
+        """Run on a device of the same configuration, or spread the groups over those of a pool.
 
         Heads whose results saturate run again with the safe result fraction, if they were given a
         larger one.
         """
         *lead, queries, value_dim = self.shape
-        heads = math.prod(lead)
-        values = np.zeros((heads, queries, value_dim), np.int16)
-        self._run(device, self.groups, values)
-        report = device.report
-        groups, again = [], []
-        for group in self.groups:
-            if group.values.result_fraction > SAFE_FRACTION and _saturated(values[group.heads]):
-                safe = dataclasses.replace(group.values, result_fraction=SAFE_FRACTION)
-                group = dataclasses.replace(group, values=safe)
-                again.append(group)
-            groups.append(group)
-        if again:
-            self._run(device, again, values)
-            assert report is not None
-            assert device.report is not None
-            device.report = report.followed(device.report, device.config.multipliers)
+        count = math.prod(lead)
+        values = np.zeros((count, queries, value_dim), np.int16)
+        groups = self.groups
+        if isinstance(device, DevicePool) and len(groups) > 1:
+            parts = _portions(groups, len(device.devices))
+            shape = values.shape
+            results = device.run_parts(
+                _run_portion, [(part, self.programs, shape) for part in parts]
+            )
+            groups = []
+            for some, computed in results:
+                groups += some
+                values[_heads(some)] = computed
+        elif isinstance(device, DevicePool):
+            ((groups, values),) = device.run_parts(_run_groups, [(groups, self.programs, values)])
+        else:
+            groups, values = _run_groups(device, groups, self.programs, values)
+        return self._assemble(groups, values)
+
+    def _assemble(self, groups: list[HeadGroup], values: npt.NDArray[np.int16]) -> RawResult:
+        *lead, queries, value_dim = self.shape
+        heads = len(values)
         empty = any(mask.is_empty.any() for group in groups for mask in group.masks)
         scale = np.zeros((heads, 1, 1))
         offset = np.zeros((heads, queries if empty else 1, value_dim))
@@ -286,14 +292,65 @@ class Job:
             None if transform is None else transform.reshape(*lead, value_dim, value_dim),
         )
 
-    def _run(self, device: Device, groups: Sequence[HeadGroup], values: npt.NDArray) -> None:
-        """Run the programs of groups and report on all of them."""
-        report = None
-        for program in self.programs(groups):
-            following = device.run(program, values)
-            if report is not None:
-                following = report.followed(following, program.peak_macs)
-            report = device.report = following
+
+_Programs = Callable[[Sequence[HeadGroup]], Iterator[Program]]
+
+
+def _portions(groups: Sequence[HeadGroup], count: int) -> list[list[HeadGroup]]:
+    """Groups in portions of about the same work, in their order."""
+    work = np.cumsum([group.useful_macs() for group in groups])
+    middle = work - np.diff(work, prepend=0) / 2
+    which = (middle * count // max(int(work[-1]), 1)).astype(int)
+    portions = [
+        [group for group, n in zip(groups, which, strict=True) if n == i] for i in range(count)
+    ]
+    return [portion for portion in portions if portion]
+
+
+def _heads(groups: Sequence[HeadGroup]) -> npt.NDArray[np.int64]:
+    return np.concatenate([group.heads for group in groups])
+
+
+def _run_portion(
+    device: Device, groups: list[HeadGroup], programs: _Programs, shape: tuple[int, ...]
+) -> tuple[list[HeadGroup], npt.NDArray[np.int16]]:
+    """`_run_groups` with the results of these groups' heads alone, one after the other."""
+    groups, values = _run_groups(device, groups, programs, np.zeros(shape, np.int16))
+    return groups, values[_heads(groups)]
+
+
+def _run_groups(
+    device: Device,
+    groups: list[HeadGroup],
+    programs: _Programs,
+    values: npt.NDArray[np.int16],
+) -> tuple[list[HeadGroup], npt.NDArray[np.int16]]:
+    """Write the results of groups to `values`; the groups come back as they ran."""
+    _run_programs(device, programs(groups), values)
+    report = device.report
+    ran, again = [], []
+    for group in groups:
+        if group.values.result_fraction > SAFE_FRACTION and _saturated(values[group.heads]):
+            safe = dataclasses.replace(group.values, result_fraction=SAFE_FRACTION)
+            group = dataclasses.replace(group, values=safe)
+            again.append(group)
+        ran.append(group)
+    if again:
+        _run_programs(device, programs(again), values)
+        assert report is not None
+        assert device.report is not None
+        device.report = report.followed(device.report, device.config.multipliers)
+    return ran, values
+
+
+def _run_programs(device: Device, programs: Iterator[Program], values: npt.NDArray) -> None:
+    """Run programs and report on all of them."""
+    report = None
+    for program in programs:
+        following = device.run(program, values)
+        if report is not None:
+            following = report.followed(following, program.peak_macs)
+        report = device.report = following
 
 
 def _saturated(values: npt.NDArray[np.int16]) -> bool:
@@ -354,7 +411,7 @@ def plan_attention(
         shapes["query"][-2],
         key_count,
         attn_mask=None if attn_mask is None else array_of(attn_mask),
-        mask_minimum=_mask_minimum(attn_mask),
+        mask_minimum=None if attn_mask is None else most_negative(attn_mask),
         is_causal=is_causal,
         key_length=None if key_length is None else array_of(key_length),
         window=window,
@@ -393,7 +450,7 @@ def plan_attention(
             )
         )
     shape = (*lead, shapes["query"][-2], shapes["value"][-1])
-    return Job(groups, lambda some: schedule(config, some, usable), shape)
+    return Job(groups, functools.partial(schedule, config, banks=usable), shape)
 
 
 def _logit_range(queries: Operand, keys: Operand, softmax_scale: float) -> float:
@@ -437,11 +494,11 @@ def _head_group(
 
 
 @contextlib.contextmanager
-def opened(device: Device | str | None) -> Iterator[Device]:
+def opened(device: Device | DevicePool | str | None) -> Iterator[Any]:
     """The device to use; closed again if it was opened here."""
     if device is None:
         yield default_device()
-    elif isinstance(device, Device):
+    elif isinstance(device, (Device, DevicePool)):
         yield device
     else:
         opened = open_device(device)
@@ -449,28 +506,6 @@ def opened(device: Device | str | None) -> Iterator[Device]:
             yield opened
         finally:
             opened.close()
-
-
-def _is_tensor(x: Any) -> bool:
-    """Whether `x` is a torch tensor; if torch is not imported, nothing is."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
-
-
-def array_of(x: Any) -> npt.NDArray[Any]:
-    if _is_tensor(x):
-        x = x.detach().cpu()
-        if str(x.dtype) == "torch.bfloat16":  # NumPy has none; float32 holds it exactly
-            x = x.float()
-        return x.numpy()
-    return np.asarray(x)
-
-
-def _mask_minimum(mask: Any) -> float | None:
-    """The most negative number of a floating-point tensor, which `_array` may have converted."""
-    if not _is_tensor(mask) or not mask.dtype.is_floating_point:
-        return None
-    return float(sys.modules["torch"].finfo(mask.dtype).min)
 
 
 def _operand(name: str, tensor: Any) -> Operand:
@@ -575,22 +610,3 @@ def _broadcast(
 def _flatten(x: Any) -> Any:
     """Make the leading dimensions one."""
     return None if x is None else x.reshape(-1, *x.shape[-2:])
-
-
-def like(query: Any, result: npt.NDArray, dtype: Any = None) -> Any:
-    """`result` in the kind and torch device of the query, and in its dtype unless one is given."""
-    if dtype is not None:
-        result = result.astype(dtype)
-        if not _is_tensor(query):
-            return result
-        return sys.modules["torch"].from_numpy(result).to(query.device)
-    template = query.values if isinstance(query, Quantized) else query
-    if _is_tensor(template):
-        torch = sys.modules["torch"]
-        dtype = torch.float32 if isinstance(query, Quantized) else template.dtype
-        limits = torch.finfo(dtype)
-        # Rounding may carry the largest number of a type just beyond it.
-        return torch.from_numpy(result.clip(limits.min, limits.max)).to(template.device, dtype)
-    dtype = np.float32 if isinstance(query, Quantized) else np.asarray(template).dtype
-    limits = np.finfo(dtype)
-    return result.clip(float(limits.min), float(limits.max)).astype(dtype)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,28 +13,29 @@ import numpy.typing as npt
 
 from celosia_hw.arithmetic import FACTOR_BITS, MAX_RESULT_FRACTION, Widths
 
-from .attention import Job, like, operand_of
+from .arrays import array_of, like
+from .attention import Job, operand_of
 from .device import Device
+from .frozen import FrozenKeys, FrozenValues, Rows, freeze
 from .masks import HeadMask, resolve_masks
 from .options import AttentionOptions
+from .program import Program
 from .quantize import SAFE_FRACTION, KeyTensor, Operand, ValueTensor, quantize_queries
 from .schedule import HeadGroup, append_program, load_program, resident_program
 from .tiling import query_tiles
-from .transforms import rotation
 
 __all__ = ["KeyValueCache"]
-
-_TOP = (1 << FACTOR_BITS) - 1
-_LEVELS = 127
 
 
 class KeyValueCache:
     """Keys and values of some heads on a device, to which tokens are appended.
 
-    Each token has its own scales. What they are relative to, and the mean that is taken out of
-    the keys, are fixed by the first tokens; `headroom` says how much larger later ones may be.
-    While the cache is open, `run_attention` has the device's other banks. Only new keys and values
-    and the queries cross the link.
+    Each token has its own scales. The transforms (mean, balance, rotation) are fixed by the first
+    tokens. While the cache is on the device, `run_attention` has the device's other banks. Only new
+    keys and values and the queries cross the link.
+
+    The host keeps the integers as well: `evict` gives the room on the device back, and the next
+    `attend` loads all tokens again. Results do not depend on that.
 
     Parameters
     ----------
@@ -41,9 +45,15 @@ class KeyValueCache:
     capacity : int
         Tokens that there is room for.
     device : Device
+    query : array or tensor, (..., Hq, n, E), optional
+        The queries that attend to the first tokens, those of the last n. With them, keys are
+        rounded so that errors cancel where these queries see them: about 5 dB.
+    scale : float, optional
+        Of the logits, ``1 / sqrt(E)`` if absent.
     headroom : float
-        How many times larger than the largest of the first tokens a later one may be. Each
-        doubling costs a bit of the 16 bits of a weight.
+        How many times larger than the largest of the first tokens a later one may be. One that
+        exceeds it costs all others a second rounding, and the next `attend` loads the cache again.
+        Each doubling costs a bit of the 16 bits of a weight.
 
     Attributes
     ----------
@@ -57,7 +67,15 @@ class KeyValueCache:
     """
 
     def __init__(
-        self, key: Any, value: Any, *, capacity: int, device: Device, headroom: float = 16.0
+        self,
+        key: Any,
+        value: Any,
+        *,
+        capacity: int,
+        device: Device,
+        query: Any = None,
+        scale: float | None = None,
+        headroom: float = 4.0,
     ) -> None:
         keys, values = self._tensors(key, value)
         if isinstance(capacity, bool) or not isinstance(capacity, int):
@@ -66,36 +84,48 @@ class KeyValueCache:
             raise ValueError(f"capacity ({capacity}) must be at least the {keys.shape[-2]} tokens")
         if not 1 <= headroom <= 1 << 12:
             raise ValueError(f"headroom must be between 1 and {1 << 12}, not {headroom}")
-        config = device.config
         for name, array in (("key", keys), ("value", values)):
-            if array.shape[-1] > config.max_head_dim:
+            if array.shape[-1] > device.config.max_head_dim:
                 raise ValueError(
                     f"head dimension {array.shape[-1]} of {name} exceeds the device's maximum of "
-                    f"{config.max_head_dim}"
+                    f"{device.config.max_head_dim}"
                 )
-        self.capacity, self.length = capacity, 0
-        self._device, self._lead = device, keys.shape[:-2]
-        keys, values = (x.reshape(-1, *x.shape[-2:]) for x in (keys, values))
-        heads, _, dim = keys.shape
-        self._offset = keys.mean(axis=1, keepdims=True)
-        # The mean of few tokens may be all there is to them: it counts too.
-        whole = np.maximum(np.abs(self._rotated_keys(keys)), np.abs(keys @ rotation(dim)))
-        self._key_base = self._base(whole, headroom)
-        self._value_base = self._base(values @ rotation(values.shape[-1]), headroom)
-        self._keys = np.zeros((heads, capacity, dim), np.int8)
-        self._values = np.zeros((heads, capacity, values.shape[-1]), np.int8)
-        self._factors = np.zeros((2, heads, capacity), np.uint16)
-        tokens = self._quantize(keys, values)
-        slots = -(-capacity // config.key_rows)
-        first = device.reserve(heads * slots, f"a cache of {heads} heads of {capacity} tokens")
-        self._slots = [first + head * slots for head in range(heads)]
-        try:
-            self._store(tokens)
-            groups = [self._stored(head) for head in range(heads)]
-            device.run(load_program(config, groups, self._slots), np.zeros((0, 0, 1), np.int16))
-        except BaseException:
-            self.close()
-            raise
+        self.capacity, self.length = capacity, keys.shape[-2]
+        self._device, self._headroom, self._is_closed = device, headroom, False
+        self._lead, self._dims = keys.shape[:-2], (keys.shape[-1], values.shape[-1])
+        self._scale = self._softmax_scale(scale, self._dims[0] ** -0.5)
+        heads = [x.reshape(-1, *x.shape[-2:]) for x in (keys, values)]
+        queries: list[Any] = [None] * len(heads[0])
+        if query is not None:
+            queries = list(self._queries(query).values.astype(np.float64))
+        self._frozen: list[tuple[FrozenKeys, FrozenValues]] = []
+        self._rows: list[tuple[Rows, Rows]] = []
+        for head_keys, head_values, head_queries in zip(*heads, queries, strict=True):
+            tensors = (head_keys, head_values)
+            frozen = freeze(*tensors, head_queries, self._scale)
+            self._frozen.append(frozen)
+            rows = [
+                part.quantize(tensor, part.exponent(tensor, headroom), headroom)
+                for part, tensor in zip(frozen, tensors, strict=True)
+            ]
+            self._rows.append((rows[0], rows[1]))
+        self._slots: list[int] = []
+        self._load()
+
+    @property
+    def slots(self) -> int:
+        """Key tiles that the cache takes on the device."""
+        return len(self._rows) * self._slots_per_head
+
+    @property
+    def first_slot(self) -> int:
+        """The first of them, while the cache is on the device."""
+        return min(self._slots)
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the cache is on the device."""
+        return bool(self._slots)
 
     def append(self, key: Any, value: Any) -> None:
         """Append tokens.
@@ -108,13 +138,11 @@ class KeyValueCache:
         Raises
         ------
         TypeError, ValueError
-            If shapes do not fit, there is no room, or a token exceeds the headroom. The cache is
-            as it was then.
+            If shapes do not fit, or there is no room. The cache is as it was then.
         """
         self._check_open()
         keys, values = self._tensors(key, value)
-        wanted = (self._keys.shape[-1], self._values.shape[-1])
-        for name, array, dim in (("key", keys, wanted[0]), ("value", values, wanted[1])):
+        for name, array, dim in zip(("key", "value"), (keys, values), self._dims, strict=True):
             expected = (*self._lead, keys.shape[-2], dim)
             if array.shape != expected:
                 raise ValueError(f"{name} has shape {array.shape}, the cache needs {expected}")
@@ -123,22 +151,35 @@ class KeyValueCache:
             raise ValueError(
                 f"{count} more tokens: the cache holds {self.length} of at most {self.capacity}"
             )
-        flat = (x.reshape(-1, *x.shape[-2:]) for x in (keys, values))
-        tokens, start = self._quantize(*flat), self.length
-        self._store(tokens)
-        groups = [self._stored(head) for head in range(len(self._keys))]
-        program = append_program(self._device.config, groups, self._slots, start)
+        rows, is_wider = [], False
+        flat = zip(*(x.reshape(-1, *x.shape[-2:]) for x in (keys, values)), strict=True)
+        for frozen, old, tensors in zip(self._frozen, self._rows, flat, strict=True):
+            pair = []
+            for part, before, tensor in zip(frozen, old, tensors, strict=True):
+                new = part.quantize(tensor, before.exponent, self._headroom)
+                if new.exponent > before.exponent:
+                    before, is_wider = before.widened(new.exponent), True
+                pair.append(_joined(before, new))
+            rows.append((pair[0], pair[1]))
+        before = self._rows, self.length
+        self._rows, self.length = rows, self.length + count
+        if is_wider:
+            self.evict()
+        if not self.is_resident:
+            return
+        stored = [self._stored(head) for head in range(len(rows))]
         try:
-            self._device.run(program, np.zeros((0, 0, 1), np.int16))
+            self._send(append_program(self._device.config, stored, self._slots, before[1]))
         except BaseException:
-            self.length = start
+            self._rows, self.length = before
             raise
 
     def attend(
         self,
         query: Any,
+        attn_mask: Any = None,
         *,
-        is_causal: bool = True,
+        is_causal: bool | None = None,
         window: int | None = None,
         scale: float | None = None,
     ) -> Any:
@@ -148,12 +189,15 @@ class KeyValueCache:
         ----------
         query : array or tensor, (..., Hq, n, E)
             Hq is a multiple of H; consecutive heads share a head of the cache.
-        is_causal : bool
-            The queries belong to the last n tokens, and attend to no later ones.
+        attn_mask : array or tensor, broadcastable to (..., Hq, n, S), optional
+            As `run_attention` takes it, over the S tokens of the cache.
+        is_causal : bool, optional
+            The queries belong to the last n tokens, and attend to no later ones. So it is, if
+            there is no `attn_mask`.
         window : int, optional
             Attend only to so many tokens up to the query's own.
         scale : float, optional
-            ``1 / sqrt(E)`` if absent.
+            That of the cache if absent.
 
         Returns
         -------
@@ -162,47 +206,107 @@ class KeyValueCache:
         Raises
         ------
         TypeError, ValueError
-            As `run_attention`.
+            As `run_attention`; or if the cache was evicted and the device has no room for it.
         """
         self._check_open()
-        queries = operand_of("query", query)
-        shape: tuple[int, ...] = queries.values.shape
-        dim = self._keys.shape[-1]
-        heads = math.prod(self._lead)
-        fits = len(shape) == len(self._lead) + 2 and shape[:-3] == self._lead[:-1]
-        groups = math.prod(shape[-3:-2])
-        if not fits or shape[-1] != dim or 0 in shape or groups % max(self._lead[-1:], default=1):
-            raise ValueError(
-                f"query has shape {shape}: the cache needs (*{self._lead[:-1]}, a multiple of "
-                f"{max(self._lead[-1:], default=1)}, n, {dim})"
-            )
-        softmax_scale = dim**-0.5 if scale is None else float(scale)
-        if not math.isfinite(softmax_scale):
-            raise ValueError(f"scale must be finite, not {scale}")
-        (mask,), _ = resolve_masks(
-            *((), shape[-2], self.length),
-            is_causal=is_causal,
+        queries = self._queries(query)
+        heads, _, count, _ = queries.values.shape
+        softmax_scale = self._softmax_scale(scale, self._scale)
+        shape: tuple[int, ...] = array_of(query).shape
+        masks, index = resolve_masks(
+            *(shape[:-2], count, self.length),
+            attn_mask=None if attn_mask is None else array_of(attn_mask),
+            is_causal=attn_mask is None if is_causal is None else is_causal,
             causal_alignment="bottom_right",
             window=window,
         )
-        flat = Operand(queries.values.reshape(heads, -1, *shape[-2:]), None)
-        members = np.arange(math.prod(shape[:-2])).reshape(heads, -1)
-        parts = [
-            self._attending(head, members[head], flat[head], mask, softmax_scale)
-            for head in range(heads)
+        members = np.arange(index.size).reshape(heads, -1)
+        groups = [
+            self._attending(
+                head, members[head], queries[head], [masks[i] for i in chosen], softmax_scale
+            )
+            for head, chosen in enumerate(index.reshape(heads, -1))
         ]
+        load = None if self.is_resident else self._load()
+        slots = {id(group.heads): slot for group, slot in zip(groups, self._slots, strict=True)}
         job = Job(
-            parts,
-            lambda groups: iter([resident_program(self._device.config, groups, self._slots)]),
-            (*shape[:-1], self._values.shape[-1]),
+            groups,
+            lambda some: iter(
+                [resident_program(self._device.config, some, [slots[id(g.heads)] for g in some])]
+            ),
+            (*shape[:-1], self._dims[1]),
         )
-        return like(query, job.run(self._device).dequantize())
+        result = job.run(self._device).dequantize()
+        if load is not None:
+            assert self._device.report is not None
+            peak = self._device.config.multipliers
+            self._device.report = self._device.report.followed(load, peak)
+        return like(query, result)
 
-    def close(self) -> None:
-        """Give the room on the device back; closing twice does nothing."""
+    def crop(self, length: int) -> None:
+        """Forget all tokens behind the first `length`; nothing is sent.
+
+        Raises
+        ------
+        ValueError
+            If there are not so many, or none would be left.
+        """
+        self._check_open()
+        if not 1 <= operator.index(length) <= self.length:
+            raise ValueError(f"length must be between 1 and the {self.length} tokens, not {length}")
+        self._rows = [
+            (_cropped(keys, length), _cropped(values, length)) for keys, values in self._rows
+        ]
+        self.length = length
+
+    def reorder(self, index: Any) -> None:
+        """Put the tokens of batch element ``index[i]`` in place of those of element i.
+
+        Only what is there more than once afterwards is sent to the device.
+
+        Parameters
+        ----------
+        index : (batch,) array or tensor of int
+
+        Raises
+        ------
+        ValueError
+            If there is no batch, or `index` does not fit it.
+        """
+        self._check_open()
+        source = array_of(index)
+        if len(self._lead) < 2 or source.shape != self._lead[:1]:
+            raise ValueError(f"index has shape {source.shape}, the cache {self._lead} heads")
+        if not ((source >= 0) & (source < len(source))).all():
+            raise ValueError(f"index must be between 0 and {len(source) - 1}, not {source}")
+        heads = np.arange(len(self._rows)).reshape(self._lead)[source].ravel().tolist()
+        self._rows = [self._rows[head] for head in heads]
+        self._frozen = [self._frozen[head] for head in heads]
+        if not self.is_resident:
+            return
+        old, self._slots = self._slots, []
+        first, base = {}, min(old)
+        for place, head in enumerate(heads):
+            first.setdefault(head, place)
+        free = [slot for head, slot in enumerate(old) if head not in first]
+        copies = [place for place, head in enumerate(heads) if first[head] != place]
+        self._slots = [
+            old[head] if first[head] == place else free.pop() for place, head in enumerate(heads)
+        ]
+        assert min(self._slots) == base
+        if copies:
+            self._send(self._loading(copies))
+
+    def evict(self) -> None:
+        """Give the room on the device back until the cache is used again."""
         slots, self._slots = self._slots, []
         if slots:
-            self._device.release(slots[0])
+            self._device.release(min(slots))
+
+    def close(self) -> None:
+        """Give the room on the device back for good; closing twice does nothing."""
+        self.evict()
+        self._is_closed = True
 
     def __enter__(self) -> KeyValueCache:
         return self
@@ -211,8 +315,14 @@ class KeyValueCache:
         self.close()
 
     def _check_open(self) -> None:
-        if not self._slots:
+        if self._is_closed:
             raise ValueError("the cache is closed")
+
+    @staticmethod
+    def _softmax_scale(scale: float | None, default: float) -> float:
+        if scale is not None and not math.isfinite(scale):
+            raise ValueError(f"scale must be finite, not {scale}")
+        return default if scale is None else float(scale)
 
     @staticmethod
     def _tensors(key: Any, value: Any) -> tuple[npt.NDArray, npt.NDArray]:
@@ -230,48 +340,58 @@ class KeyValueCache:
             )
         return keys, values
 
-    def _rotated_keys(self, keys: npt.NDArray) -> npt.NDArray:
-        return (keys - self._offset) @ rotation(keys.shape[-1])
+    def _queries(self, query: Any) -> Operand:
+        """Queries by head of the cache, (heads, queries of the group, n, dim)."""
+        queries = operand_of("query", query)
+        shape: tuple[int, ...] = queries.values.shape
+        dim, shared = self._dims[0], max(self._lead[-1:], default=1)
+        fits = len(shape) == len(self._lead) + 2 and shape[:-3] == self._lead[:-1]
+        if not fits or shape[-1] != dim or 0 in shape or math.prod(shape[-3:-2]) % shared:
+            raise ValueError(
+                f"query has shape {shape}: the cache needs (*{self._lead[:-1]}, a multiple of "
+                f"{shared}, n, {dim})"
+            )
+        return Operand(queries.values.reshape(math.prod(self._lead), -1, *shape[-2:]), None)
 
-    @staticmethod
-    def _base(tokens: npt.NDArray, headroom: float) -> int:
-        """Exponent of what factors are fractions of."""
-        peak = max(float(np.abs(tokens).max()) / _LEVELS * headroom, 2.0**-900)
-        return math.frexp(peak)[1]
+    @property
+    def _slots_per_head(self) -> int:
+        return -(-self.capacity // self._device.config.key_rows)
 
-    def _quantize(self, keys: npt.NDArray, values: npt.NDArray) -> tuple[npt.NDArray, ...]:
-        rotated = values @ rotation(values.shape[-1])
-        key_values, key_factors = _to_int8("key", self._rotated_keys(keys), self._key_base)
-        integers, value_factors = _to_int8("value", rotated, self._value_base)
-        return key_values, key_factors, integers, value_factors
+    def _load(self) -> Any:
+        """Take room on the device and load all tokens; returns the report."""
+        count, size = len(self._rows), self._slots_per_head
+        what = f"a cache of {count} heads of {self.capacity} tokens"
+        first = self._device.reserve(count * size, what)
+        self._slots = [first + head * size for head in range(count)]
+        return self._send(self._loading(range(count)))
 
-    def _store(self, tokens: tuple[npt.NDArray, ...]) -> None:
-        key_values, key_factors, integers, value_factors = tokens
-        end = self.length + key_values.shape[1]
-        new = slice(self.length, end)
-        self._keys[:, new], self._values[:, new] = key_values, integers
-        self._factors[0][:, new], self._factors[1][:, new] = key_factors, value_factors
-        self.length = end
+    def _loading(self, heads: Sequence[int]) -> Program:
+        stored = [self._stored(head) for head in heads]
+        return load_program(self._device.config, stored, [self._slots[head] for head in heads])
+
+    def _send(self, program: Program) -> Any:
+        try:
+            return self._device.run(program, np.zeros((0, 0, 1), np.int16))
+        except BaseException:
+            self.evict()
+            raise
 
     def _stored(self, head: int) -> tuple[KeyTensor, ValueTensor]:
         """The tokens of a head; the result fraction is the largest that cannot saturate."""
-        used = slice(0, self.length)
-        factors = self._factors[1, head, used]
-        spare = FACTOR_BITS - int(factors.max()).bit_length()
-        dims = self._keys.shape[-1], self._values.shape[-1]
+        (keys, values), (frozen_keys, frozen_values) = self._rows[head], self._frozen[head]
+        spare = FACTOR_BITS - int(values.factors.max()).bit_length()
         return (
             KeyTensor(
-                self._keys[head, used],
-                self._factors[0, head, used],
-                self._key_base,
-                rotation(dims[0]),
+                *(keys.values, keys.factors, keys.exponent),
+                frozen_keys.query_matrix,
+                frozen_keys.query_metric,
             ),
             ValueTensor(
-                self._values[head, used],
-                factors,
-                math.ldexp(1.0, self._value_base),
-                np.zeros(dims[1]),
-                rotation(dims[1]).T,
+                values.values,
+                values.factors,
+                math.ldexp(1.0, values.exponent),
+                np.zeros(self._dims[1]),
+                frozen_values.inverse,
                 min(SAFE_FRACTION + spare, MAX_RESULT_FRACTION),
             ),
         )
@@ -281,31 +401,34 @@ class KeyValueCache:
         head: int,
         members: npt.NDArray[np.int64],
         queries: Operand,
-        mask: HeadMask,
+        masks: list[HeadMask],
         softmax_scale: float,
     ) -> HeadGroup:
         config = self._device.config
         keys, values = self._stored(head)
-        masks = [mask] * len(members)
-        tiles = query_tiles(config, masks, 0.0)
+        logits = 0.0
+        if any(mask.bias is not None for mask in masks):
+            logits = self._logit_range(head, queries, softmax_scale)
+        tiles = query_tiles(config, masks, logits)
         rows = [tile.rows for tile in tiles]
         options = AttentionOptions()
         quantized = quantize_queries(queries, keys, softmax_scale, Widths(config), rows, options)
         return HeadGroup(members, quantized, keys, values, masks, tiles)
 
+    def _logit_range(self, head: int, queries: Operand, softmax_scale: float) -> float:
+        """A bound on the magnitude of the logits, in base 2 (Cauchy-Schwarz)."""
+        keys = self._rows[head][0]
+        transformed = queries.values.astype(np.float64) @ self._frozen[head][0].query_matrix
+        norms = np.linalg.norm(keys.values.astype(np.float64), axis=-1) * keys.factors
+        largest = math.ldexp(float(norms.max()), keys.exponent - FACTOR_BITS)
+        longest = float(np.linalg.norm(transformed, axis=-1).max())
+        return min(abs(softmax_scale) * math.log2(math.e) * longest * largest, 1e6)
 
-def _to_int8(
-    name: str, tokens: npt.NDArray, base: int
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.uint16]]:
-    """Values and factors of tokens, (heads, tokens, dim); factors are fractions of ``2**base``."""
-    scales = np.abs(tokens).max(axis=-1) / _LEVELS
-    factors = np.ceil(np.ldexp(scales, FACTOR_BITS - base))
-    if factors.max() > _TOP:
-        limit = math.ldexp(_LEVELS * _TOP, base - FACTOR_BITS)
-        raise ValueError(
-            f"a {name} of {np.abs(tokens).max():g} (after rotation) exceeds the cache's headroom, "
-            f"which ends at {limit:g}"
-        )
-    stored = np.ldexp(factors, base - FACTOR_BITS)[..., None]
-    ratio = np.divide(tokens, stored, out=np.zeros_like(tokens), where=stored > 0)
-    return np.rint(ratio).astype(np.int8), factors.astype(np.uint16)
+
+def _joined(before: Rows, after: Rows) -> Rows:
+    values = np.concatenate([before.values, after.values])
+    return Rows(values, np.concatenate([before.factors, after.factors]), after.exponent)
+
+
+def _cropped(rows: Rows, length: int) -> Rows:
+    return dataclasses.replace(rows, values=rows.values[:length], factors=rows.factors[:length])

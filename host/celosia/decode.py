@@ -67,7 +67,13 @@ def decode(
             f"steps must be between 1 and {tokens - 1} for {tokens} tokens, not {steps}"
         )
     first = tokens - steps
-    with KeyValueCache(key[:, :first], value[:, :first], capacity=tokens, device=device) as cache:
+    with KeyValueCache(
+        key[:, :first],
+        value[:, :first],
+        capacity=tokens,
+        device=device,
+        query=query[:, :first],
+    ) as cache:
         outputs = [cache.attend(query[:, :first], window=window)]
         prefill, reports = _report(device), []
         for token in range(first, tokens):

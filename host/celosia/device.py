@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy.typing as npt
 
@@ -117,9 +117,19 @@ class RunReport:
         )
 
 
-_defaults: contextvars.ContextVar[tuple[Device, ...]] = contextvars.ContextVar(
+_defaults: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar(
     "celosia_devices", default=()
 )
+
+
+def enter_default(device: Any) -> None:
+    """Make a device or a pool the default of this thread or task."""
+    _defaults.set((*_defaults.get(), device))
+
+
+def leave_default(device: Any) -> None:
+    """Make it the default no longer."""
+    _defaults.set(tuple(other for other in _defaults.get() if other is not device))
 
 
 class Device:
@@ -269,14 +279,25 @@ class Device:
         if transport is not None:
             transport.close()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, by the caller or after an error."""
+        return self._transport is None
+
     def __enter__(self) -> Device:
         self._open  # noqa: B018  a closed device raises
-        _defaults.set((*_defaults.get(), self))
+        enter_default(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        _defaults.set(tuple(device for device in _defaults.get() if device is not self))
+        leave_default(self)
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an open device cannot be copied or sent to another process: give its name there, "
+            "like 'sim:small'"
+        )
 
     @property
     def _open(self) -> Transport:
@@ -327,8 +348,8 @@ class Device:
         raise DeviceError(f"the device replied {problem}; open it again")
 
 
-def default_device() -> Device:
-    """The innermost open default.
+def default_device() -> Any:
+    """The innermost open default, a `Device` or a `DevicePool`.
 
     Raises
     ------

@@ -14,36 +14,40 @@ from celosia_hw.arithmetic import PRODUCT_PARTS
 from celosia_hw.config import AcceleratorConfig
 from celosia_hw.protocol import ATTEND_FIELDS, REPLY_BYTES, Opcode, Reply, product_words
 
-from .attention import array_of, like, opened
+from .arrays import array_of, like
+from .attention import opened
 from .device import Device
 from .packing import key_tiles, query_tile
+from .parallel import DevicePool
 from .program import Packet, Program, Tile
-from .quantize import KeyTensor, ValueTensor
+from .quantize import KeyTensor, Operand, Quantized, ValueTensor
 from .schedule import Head, interleave
 
-__all__ = ["MAX_INNER", "run_matmul"]
+__all__ = ["MAX_INNER", "quantize_matrix", "run_matmul"]
 
 MAX_INNER = (1 << 17) - 1
 """Largest inner dimension whose products surely fit int32."""
 _LEVELS = 127
 
 
-def run_matmul(a: Any, b: Any, *, device: Device | str | None = None) -> Any:
+def run_matmul(a: Any, b: Any, *, device: Device | DevicePool | str | None = None) -> Any:
     """``a @ b`` on an accelerator.
 
     Parameters
     ----------
     a : array or tensor, (..., M, K)
     b : array or tensor, (..., K, N)
-        Both int8, for an exact result; or both floating point, which are rounded to int8 with a
-        scale for each row of `a` and each column of `b`. Leading dimensions broadcast.
-    device : Device or str, optional
+        Both int8, for an exact result; or each floating point, which is rounded to int8 with a
+        scale for each row of `a` or each column of `b`, or `Quantized` with scales that broadcast
+        to (..., M, 1) or (..., 1, N). Of any library, as for `run_attention`. Leading dimensions
+        broadcast.
+    device : Device, DevicePool or str, optional
         As of `run_attention`.
 
     Returns
     -------
     array or tensor, (..., M, N)
-        int32, or the dtype of `a`; of the kind and torch device of `a`.
+        int32, or the dtype of `a`, or float32 for a `Quantized` one; of the kind and device of `a`.
 
     Raises
     ------
@@ -64,56 +68,114 @@ def run_matmul(a: Any, b: Any, *, device: Device | str | None = None) -> Any:
     with opened(device) as accelerator:
         if not accelerator.free_banks:
             raise ValueError("caches are open in all key banks of the device: close one")
-        is_integer = left.dtype == np.int8
-        if is_integer:
-            integers = left, right
-        else:
-            row_scale, column_scale = _scales(left, -1), _scales(right, -2)
-            integers = _to_int8(left, row_scale), _to_int8(right, column_scale)
-        products = _run(accelerator, *integers)
-        if is_integer:
-            return like(a, products, np.int32)
+        if _is_integer(left):
+            return like(a, _products(accelerator, left.values, right.values), np.int32)
+        left, right = _rounded(left, -1), _rounded(right, -2)
+        products = _products(accelerator, left.values, right.values)
+        assert left.scale is not None
+        assert right.scale is not None
         with np.errstate(over="ignore"):
-            return like(a, products * row_scale * column_scale)
+            return like(a, products * left.scale * right.scale)
 
 
-def _matrices(a: Any, b: Any) -> tuple[npt.NDArray, npt.NDArray]:
-    left, right = array_of(a), array_of(b)
-    floats = (np.float16, np.float32, np.float64)
-    kinds = [x.dtype == np.int8 or x.dtype in floats for x in (left, right)]
-    if not all(kinds) or (left.dtype == np.int8) != (right.dtype == np.int8):
+def quantize_matrix(x: npt.NDArray, axis: int) -> Quantized:
+    """A floating-point matrix as `run_matmul` rounds it.
+
+    Parameters
+    ----------
+    x : (..., M, N) ndarray
+    axis : int
+        The inner one: -1 for a scale per row, -2 for one per column.
+    """
+    scale = np.abs(x.astype(np.float64)).max(axis=axis, keepdims=True) / _LEVELS
+    ratio = np.divide(x, scale, out=np.zeros(x.shape), where=scale > 0)
+    return Quantized(np.rint(ratio).astype(np.int8), scale)
+
+
+def _matrices(a: Any, b: Any) -> tuple[Operand, Operand]:
+    left, right = _operand("a", a, -1), _operand("b", b, -2)
+    if _is_integer(left) != _is_integer(right):
         raise TypeError(
-            f"a is {left.dtype} and b is {right.dtype}: both must be int8, or both floating point"
+            f"a is {left.values.dtype} and b is {right.values.dtype}: both must be int8, or each "
+            "floating point or Quantized"
         )
-    if left.ndim < 2 or right.ndim < 2 or left.shape[-1] != right.shape[-2]:
+    shapes = left.values.shape, right.values.shape
+    if min(map(len, shapes)) < 2 or shapes[0][-1] != shapes[1][-2]:
         raise ValueError(
-            f"a of shape {left.shape} and b of shape {right.shape}: they must be (..., M, K) and "
+            f"a of shape {shapes[0]} and b of shape {shapes[1]}: they must be (..., M, K) and "
             "(..., K, N)"
         )
-    if 0 in (*left.shape, *right.shape):
-        raise ValueError(f"a of shape {left.shape} or b of shape {right.shape} is empty")
-    if left.shape[-1] > MAX_INNER:
-        raise ValueError(f"the inner dimension {left.shape[-1]} exceeds {MAX_INNER}")
+    if 0 in (*shapes[0], *shapes[1]):
+        raise ValueError(f"a of shape {shapes[0]} or b of shape {shapes[1]} is empty")
+    if shapes[0][-1] > MAX_INNER:
+        raise ValueError(f"the inner dimension {shapes[0][-1]} exceeds {MAX_INNER}")
     for name, x in (("a", left), ("b", right)):
-        if not np.isfinite(x).all():
+        if not (np.isfinite(x.values).all() and (x.scale is None or np.isfinite(x.scale).all())):
             raise ValueError(f"{name} contains NaN or infinity")
     try:
-        lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+        lead = np.broadcast_shapes(shapes[0][:-2], shapes[1][:-2])
     except ValueError:
         raise ValueError(
-            f"leading dimensions of a {left.shape[:-2]} and b {right.shape[:-2]} do not fit"
+            f"leading dimensions of a {shapes[0][:-2]} and b {shapes[1][:-2]} do not fit"
         ) from None
-    left = np.broadcast_to(left, (*lead, *left.shape[-2:]))
-    return left, np.broadcast_to(right, (*lead, *right.shape[-2:]))
+    return _spread(left, lead), _spread(right, lead)
 
 
-def _scales(x: npt.NDArray, axis: int) -> npt.NDArray[np.float64]:
-    return np.abs(x.astype(np.float64)).max(axis=axis, keepdims=True) / _LEVELS
+def _operand(name: str, x: Any, axis: int) -> Operand:
+    if not isinstance(x, Quantized):
+        values = array_of(x)
+        if values.dtype not in (np.int8, np.float16, np.float32, np.float64):
+            raise TypeError(
+                f"{name} is {values.dtype}: it must be int8, floating point or Quantized"
+            )
+        return Operand(values)
+    values, scale = array_of(x.values), array_of(x.scale).astype(np.float64)
+    if values.dtype != np.int8:
+        raise TypeError(f"{name}.values is {values.dtype}: Quantized holds int8")
+    shape = list(values.shape)
+    if len(shape) > 1:
+        shape[axis] = 1
+    try:
+        return Operand(values, np.broadcast_to(scale, shape))
+    except ValueError:
+        raise ValueError(
+            f"{name}.scale of shape {scale.shape} does not broadcast to {tuple(shape)}"
+        ) from None
 
 
-def _to_int8(x: npt.NDArray, scale: npt.NDArray[np.float64]) -> npt.NDArray[np.int8]:
-    zeros = np.zeros(x.shape)
-    return np.rint(np.divide(x, scale, out=zeros, where=scale > 0)).astype(np.int8)
+def _is_integer(x: Operand) -> bool:
+    return x.scale is None and x.values.dtype == np.int8
+
+
+def _spread(x: Operand, lead: tuple[int, ...]) -> Operand:
+    values, scale = (
+        None if part is None else np.broadcast_to(part, (*lead, *part.shape[-2:]))
+        for part in (x.values, x.scale)
+    )
+    assert values is not None
+    return Operand(values, scale)
+
+
+def _rounded(x: Operand, axis: int) -> Operand:
+    if x.scale is not None:
+        return x
+    rounded = quantize_matrix(x.values, axis)
+    return Operand(rounded.values, rounded.scale)
+
+
+def _products(
+    device: Device | DevicePool, left: npt.NDArray[np.int8], right: npt.NDArray[np.int8]
+) -> npt.NDArray[np.int32]:
+    """Exact products, (..., M, N)."""
+    if not isinstance(device, DevicePool):
+        return _run(device, left, right)
+    # Many matrices are shared out, few are cut between their rows.
+    axis = 0 if left.ndim > 2 and len(left) >= len(device.devices) else -2
+    count = min(len(device.devices), left.shape[axis])
+    lefts = np.array_split(left, count, axis)
+    rights = np.array_split(right, count) if axis == 0 else [right] * count
+    results = device.run_parts(_run, zip(lefts, rights, strict=True))
+    return np.concatenate(results, axis)
 
 
 def _run(

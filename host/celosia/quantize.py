@@ -44,6 +44,7 @@ from .transforms import (
 
 __all__ = [
     "SAFE_FRACTION",
+    "SCALE_GROWTH",
     "KeyTensor",
     "LogitTransform",
     "Operand",
@@ -62,7 +63,8 @@ Float = npt.NDArray[np.float64]
 SAFE_FRACTION = 8
 """Result fraction with which no result saturates: it is an average of values of at most 128 units,
 of the largest V scale, and no larger fraction is safe, since some value takes more than 64."""
-_SCALE_GROWTH = (1.0, 1.02, 1.04)
+SCALE_GROWTH = (1.0, 1.02, 1.04)
+"""What `search_scales` multiplies scales with."""
 _RIDGE = 1e-3  # of the mean of the diagonal
 _MAX_FACTOR = (1 << FACTOR_BITS) - 1
 
@@ -289,7 +291,7 @@ def quantize_keys(
             rounding = Rounding(transform.query_covariance)
         scales = _scales(floats, options.per_token_key)
         if options.search_scales and options.per_token_key:
-            scales = rounding.best_scales(floats, scales, _SCALE_GROWTH)
+            scales = rounding.best_scales(floats, scales, SCALE_GROWTH)
         base = _base(scales.max())
         factors, stored = _store(scales, base)
         values = rounding(floats, stored)
@@ -360,7 +362,7 @@ def quantize_values(
                 rounding = Rounding(transform @ transform.T)
         scales = _scales(floats, options.per_token_value)
         if options.search_scales and options.per_token_value:
-            scales = rounding.best_scales(floats, scales, _SCALE_GROWTH)
+            scales = rounding.best_scales(floats, scales, SCALE_GROWTH)
     else:
         integers, scale = _use_range(values.values, values.scale)
         scales, exponent = _normalized(scale)
@@ -419,7 +421,7 @@ def quantize_queries(
         rounding = Rounding(keys.query_metric)
         scales = _scales(floats, options.per_token_query)
         if options.search_scales and options.per_token_query:
-            scales = rounding.best_scales(floats, scales, _SCALE_GROWTH)
+            scales = rounding.best_scales(floats, scales, SCALE_GROWTH)
         values = rounding(floats, scales)
     else:
         values, scale = _use_range(queries.values, queries.scale)

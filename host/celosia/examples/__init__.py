@@ -1,0 +1,1 @@
+"""Examples, each run with ``python -m celosia.examples.NAME``."""
