@@ -16,16 +16,22 @@ from .device import Device, DeviceError, RunReport, open_device
 from .matmul import run_matmul
 from .options import AttentionOptions
 from .quantize import Quantized
+from .serial_link import BoardReset, CableLost, DeviceBusy, LinkTimeout, VersionMismatch
 
 __all__ = [
     "AcceleratorConfig",
     "AttentionOptions",
+    "BoardReset",
+    "CableLost",
     "Device",
+    "DeviceBusy",
     "DeviceError",
     "KeyValueCache",
+    "LinkTimeout",
     "Quantized",
     "RawResult",
     "RunReport",
+    "VersionMismatch",
     "__version__",
     "open_device",
     "run_attention",
