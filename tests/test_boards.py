@@ -23,7 +23,7 @@ from celosia_hw.boards.pins import CONSTRAINTS, constraints, locate, platform, s
 from celosia_hw.build import TimingError, build, check_timing
 from celosia_hw.config import preset
 from celosia_hw.link_protocol import bit_rate
-from celosia_sim.board_tops import CELLS, real_board
+from celosia_sim.board_tops import real_board
 from celosia_sim.virtual_board import VirtualBoard
 
 ROOT = Path(__file__).parent.parent
@@ -178,17 +178,6 @@ def test_the_driver_on_a_whole_board(target: Board) -> None:
     ):
         assert device.config == model.config
         assert np.array_equal(attention(device), attention(model))
-
-
-def test_cells_are_those_in_use() -> None:
-    used = {
-        primitive
-        for target in BOARDS.values()
-        for primitive in re.findall(
-            r"^module (\w+)", real_board(small(target)).verilog, re.MULTILINE
-        )
-    }
-    assert {path.stem for path in CELLS.glob("*.v")} <= used
 
 
 # Bitstreams.

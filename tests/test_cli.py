@@ -249,7 +249,7 @@ def test_broken_input(capsys, tmp_path, case):
         ("run --input no/such.npz", "No such file or directory: 'no/such.npz'"),
         ("run --input .", "Is a directory"),
         ("run --device fpga", "unknown device 'fpga': choose one of sim[:CONFIG]"),
-        ("run --device serial:COM1", "not supported yet"),
+        ("run --device serial:/dev/ttyNONE", "no such port"),
         ("run --device model:huge", "unknown configuration 'huge'"),
         ("run --config huge", "unknown configuration 'huge': choose one of tiny, small, default"),
         ("run --device model:tiny --head-dim 11", "head dimension 11 of query exceeds"),

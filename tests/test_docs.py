@@ -1,6 +1,7 @@
 """The documentation against the code."""
 
 import argparse
+import dataclasses
 import json
 import re
 import runpy
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from celosia import cli
+from celosia_hw import link_protocol
 from celosia_hw.arithmetic import Exp2Table, Widths
 from celosia_hw.config import PRESETS, AcceleratorConfig
 from celosia_hw.protocol import (
@@ -189,6 +191,26 @@ def test_example_packets():
     assert ModelTransport(PRESETS["tiny"]).exchange([load, attend], 1) == [result]
     values = np.frombuffer(result, "<i2")[2:5] / 256
     assert [f"{value:.2f}".removesuffix(".00") for value in values] == ["26.71", "29.19", "25"]
+
+
+# Serial link.
+
+
+def test_link_kinds_and_sizes():
+    text = read("link.md")
+    kinds = {row[1]: row[0] for row in rows(section(text, "Frames")) if len(row) == 4}
+    assert {kind.name: str(kind.value) for kind in link_protocol.Kind}.items() <= kinds.items()
+    sizes = {row[0]: row[1] for row in rows(section(text, "Sizes of a board"))}
+    defaults = dataclasses.asdict(link_protocol.LinkConfig())
+    assert {name: str(value) for name, value in defaults.items()}.items() <= sizes.items()
+    assert f"low for {link_protocol.BREAK_BITS} bit times" in text
+
+
+def test_link_example():
+    (example,) = re.findall(r"```\n(.*?)\n```", section(read("link.md"), "Frames"), re.DOTALL)
+    payload = b"\x81" + bytes.fromhex("61626364")
+    frame = link_protocol.Frame(link_protocol.Kind.DATA, 7, 1, 2, 3, nak=True, payload=payload)
+    assert bytes.fromhex(example) == link_protocol.encode_frame(frame)
 
 
 # Command line.

@@ -22,7 +22,10 @@ def run(python, code):
 
 @pytest.mark.parametrize(
     "module",
-    ["celosia", "celosia.cli", "celosia_hw.config", "celosia_hw.arithmetic", "celosia_hw.protocol"],
+    [
+        *("celosia", "celosia.cli", "celosia.serial_transport", "celosia_hw.config"),
+        *("celosia_hw.arithmetic", "celosia_hw.protocol", "celosia_hw.link_protocol"),
+    ],
 )
 def test_import_is_light(module):
     code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
@@ -68,6 +71,22 @@ def test_a_missing_extra_is_named(python, device):
     assert done.returncode == 2
     assert 'pip install "celosia[sim]"' in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (["run", "--device", "serial:/dev/ttyUSB0"], "serial"),
+        (["devices"], "serial"),
+        (["devices", "/dev/ttyUSB0"], "serial"),
+        (["board-sim", "tiny"], "sim"),
+    ],
+)
+def test_what_a_board_needs_is_named(python, arguments, extra):
+    code = f"import sys, celosia.cli; sys.exit(celosia.cli.main({arguments}))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert f'pip install "celosia[{extra}]"' in done.stderr.splitlines()[-1]
 
 
 def test_numpy_alone_runs_the_command(python):

@@ -295,13 +295,13 @@ def test_a_fault_of_another_kind():
 
 def test_overhead():
     rng = np.random.default_rng(0)
-    q, k, v = rng.normal(size=(3, 1, 40, 10)).astype(np.float32)
+    q, k, v = rng.normal(size=(3, 1, 60, 10)).astype(np.float32)
     overhead = measure(Input("random", q, k, v, {"is_causal": False}), preset("tiny"))
     assert overhead.mismatches == 0
     assert overhead.tensor_bytes == 5 * q.size
     # The link adds a header and little more to the packets' own padding.
     assert 1 < overhead.line_bytes / overhead.packet_bytes < 1.1
-    assert "| random | 1, 1 | 40 x 40 | 10 | 2,000 |" in format_overheads([overhead])
+    assert "| random | 1, 1 | 60 x 60 | 10 | 3,000 |" in format_overheads([overhead])
 
 
 def test_commands(virtual_board, capsys):

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from amaranth.hdl import Module
 
-from celosia_hw.uart import BREAK_BITS, UartReceiver, UartTransmitter
+from celosia_hw.link_protocol import BREAK_BITS
+from celosia_hw.uart import UartReceiver, UartTransmitter
 from simulate import put, simulate
 
 RATES = [2, 3, 4, Fraction(80, 3), Fraction(100, 3), Fraction(25, 3), Fraction(9, 4)]

@@ -20,6 +20,7 @@ from .matmul import run_matmul
 from .options import AttentionOptions
 from .parallel import DevicePool
 from .quantize import Quantized
+from .serial_link import BoardReset, CableLost, DeviceBusy, LinkTimeout, VersionMismatch
 
 if _TYPE_CHECKING:
     from .nn import Calibration as Calibration
@@ -30,13 +31,18 @@ if _TYPE_CHECKING:
 __all__ = [
     "AcceleratorConfig",
     "AttentionOptions",
+    "BoardReset",
+    "CableLost",
     "Device",
+    "DeviceBusy",
     "DeviceError",
     "DevicePool",
     "KeyValueCache",
+    "LinkTimeout",
     "Quantized",
     "RawResult",
     "RunReport",
+    "VersionMismatch",
     "__version__",
     "open_device",
     "run_attention",

@@ -408,9 +408,8 @@ def open_device(
     ImportError
         If the device needs packages that are not installed; the message names the extra.
     DeviceError
-        If the device does not answer. Those of a board are of the classes of
-        `celosia.serial_link`: `LinkTimeout`, `DeviceBusy`, `VersionMismatch`, `CableLost`,
-        `BoardReset`.
+        If the device does not answer. A board's are `LinkTimeout`, `DeviceBusy`,
+        `VersionMismatch`, `CableLost` and `BoardReset`.
     """
     if not isinstance(spec, str):
         raise TypeError(f"a device is given as a str like 'sim:small', not {spec!r}")

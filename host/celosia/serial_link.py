@@ -114,7 +114,7 @@ class HostLink:
         self._ask_at = now
         self._character = CHARACTER_BITS / baud
         # Round trips, as TCP (RFC 6298) measures them.
-        self._wait = self._usual_wait = _LEAST_WAIT
+        self._wait = self._usual_wait = self._first_wait = _LEAST_WAIT
         self._mean: float | None = None
         self._deviation = 0.0
         self._timed: tuple[int, float] | None = None
@@ -260,7 +260,8 @@ class HostLink:
         self._ack_frames = LinkConfig(welcome.frames).ack_frames
         # Both ends may have a window of frames to send first.
         frame = welcome.frame_bytes + HEADER_BYTES + CRC_BYTES
-        self._wait = self._usual_wait = _LEAST_WAIT + 2 * welcome.frames * frame * self._character
+        self._first_wait = _LEAST_WAIT + 2 * welcome.frames * frame * self._character
+        self._wait = self._usual_wait = self._first_wait
 
     def _acknowledged(self, frame: Frame, now: float) -> None:
         advance = (frame.ack - self._oldest) % SEQUENCE
@@ -293,7 +294,9 @@ class HostLink:
         else:
             self._deviation += (abs(took - self._mean) - self._deviation) / 4
             self._mean += (took - self._mean) / 8
-        self._usual_wait = max(self._mean + 4 * self._deviation, _LEAST_WAIT)
+        wait = max(self._mean + 4 * self._deviation, _LEAST_WAIT)
+        # To ask too early costs a few bytes, to ask too late costs time.
+        self._usual_wait = min(wait, max(self._first_wait, _LONGEST_WAIT))
 
     def _arrived(self, frame: Frame, now: float) -> None:
         assert self.welcome is not None

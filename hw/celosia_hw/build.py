@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,13 @@ class Build:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it, without the place of the bitstream."""
-        facts = asdict(self) | {"bitstream": self.bitstream.name, "peak_gmacs": self.peak_gmacs}
-        return facts | {"total": self.total}
+        facts = {name.name: getattr(self, name.name) for name in fields(self)}
+        return facts | {
+            "config": self.config.to_dict(),
+            "bitstream": self.bitstream.name,
+            "total": self.total,
+            "peak_gmacs": self.peak_gmacs,
+        }
 
 
 def write_sources(
@@ -222,18 +227,27 @@ def build(
     fmax = check_timing(report, board.clock_hz / 1e6)
     options = commands[1][1:]
     run_tool([tools[1], *(option.format(name=name) for option in options)], folder, progress)
-    result = Build(
+    result = _result(board, board.config if config is None else config, folder, report, fmax)
+    text = json.dumps(result.to_dict(), indent=2) + "\n"
+    (folder / f"{name}.build.json").write_text(text)
+    return result
+
+
+def _result(
+    board: Board, config: AcceleratorConfig, folder: Path, report: dict, fmax: float
+) -> Build:
+    """What the files of a build say."""
+    name = board.module
+    return Build(
         board.name,
-        board.config if config is None else config,
+        config,
         board.clock_hz / 1e6,
         count_cells(folder / f"{name}.json", name),
         fmax,
         {cell: (use["used"], use["available"]) for cell, use in report["utilization"].items()},
         critical_path(report),
-        bitstream,
+        folder / f"{name}.{FLOWS[board.family].suffix}",
     )
-    (folder / f"{name}.build.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
-    return result
 
 
 def check_timing(report: dict, clock_mhz: float) -> float:

@@ -33,7 +33,7 @@ class CommandFrames(wiring.Component):
     """Keeps the payloads of received frames and takes their words out.
 
     A payload is written into the room of the next frame and counts once it is committed. Latency:
-    7 clocks and 3 for each byte of the first word. Throughput: a word in 1 + 3 `link_bytes` clocks,
+    6 clocks and 3 for each byte of the first word. Throughput: a word in 1 + 3 `link_bytes` clocks,
     and 3 for each segment. Back-pressure on `words` leaves frames where they are; there is room
     while `received` - `freed` is less than `LinkConfig.frames`.
 
@@ -165,9 +165,9 @@ class CommandFrames(wiring.Component):
 class ReplyFrames(wiring.Component):
     """Puts the words of packets into frames and keeps these until they have arrived.
 
-    Throughput: a word in 2 + `link_bytes` clocks, and 2 for a segment. A frame is closed when no
-    other word fits, or when `flush` is set and there is something in it. Back-pressure: `words` are
-    not taken while `closed` - `oldest` is `LinkConfig.frames`.
+    Throughput: a word in 3 + `link_bytes` clocks, one more for a segment and 3 for a frame. A frame
+    is closed when no other word fits, or when `flush` is set and there is something in it.
+    Back-pressure: `words` are not taken while `closed` - `oldest` is `LinkConfig.frames`.
 
     Parameters
     ----------

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 __all__ = [
+    "BREAK_BITS",
     "CHARACTER_BITS",
     "CRC_BYTES",
     "HEADER_BYTES",
@@ -58,6 +59,8 @@ COBS_BLOCK = 254
 """Bytes without a zero that one code byte of COBS announces at most."""
 CHARACTER_BITS = 10
 """Bit times of a byte on the line: start, 8 data, stop."""
+BREAK_BITS = 15
+"""Bit times without a stop bit that are a break: one and a half characters."""
 
 _HEADER = struct.Struct("<BBBBBH")
 _WELCOME = struct.Struct("<4sBBHB")

@@ -9,12 +9,9 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
 
-from .link_protocol import CHARACTER_BITS
+from .link_protocol import BREAK_BITS, CHARACTER_BITS
 
-__all__ = ["BREAK_BITS", "UartReceiver", "UartTransmitter"]
-
-BREAK_BITS = 15
-"""Bit times without a stop bit that are a break: one and a half characters."""
+__all__ = ["UartReceiver", "UartTransmitter"]
 
 
 def _check(clocks_per_bit: int | float | Fraction) -> Fraction:

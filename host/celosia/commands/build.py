@@ -29,8 +29,6 @@ def import_build() -> Any:
         If a package is missing; the message names the extra.
     """
     try:
-        import amaranth_boards  # noqa: F401
-
         from celosia_hw import build
     except ModuleNotFoundError as error:
         raise InputError(

@@ -114,16 +114,19 @@ _ALL = (
         title="Sipeed Tang Primer 20K on its dock, GW2A-18C",
         platform="tang_primer_20k.TangPrimer20kDockPlatform",
         family="gowin",
-        # Rows cost less than lanes; two lanes leave room for the link.
+        # Small, since a flip-flop takes the place of a LUT unless that drives it.
         config=AcceleratorConfig(
-            key_rows=4,
+            key_rows=2,
             query_lanes=2,
             max_head_dim=64,
-            max_keys=256,
+            max_keys=128,
             key_banks=1,
-            max_sequence=4096,
+            max_sequence=1024,
+            probability_bits=8,
+            score_fraction_bits=8,
             link_bytes=4,
             normalizer_lanes=1,
+            multiplier_stages=1,
         ),
         clock_hz=36_000_000,
         link=LinkConfig(frames=4, frame_bytes=512),

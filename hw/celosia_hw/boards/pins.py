@@ -34,9 +34,21 @@ class Located:
 
 
 def platform(board: Board) -> Any:
-    """An instance of the board's platform in amaranth-boards."""
+    """An instance of the board's platform in amaranth-boards.
+
+    Raises
+    ------
+    ImportError
+        If that is not installed.
+    """
     module, _, name = board.platform.partition(".")
-    return getattr(importlib.import_module(f"amaranth_boards.{module}"), name)()
+    try:
+        found = importlib.import_module(f"amaranth_boards.{module}")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f'the package {error.name} is missing: pip install "celosia[hw]"'
+        ) from None
+    return getattr(found, name)()
 
 
 def locate(board: Board) -> list[Located]:
