@@ -1,5 +1,6 @@
 """PyTorch models on a device: routing, module, gradients, calibration."""
 
+import json
 import threading
 import warnings
 
@@ -11,7 +12,10 @@ from torch import nn
 
 import celosia
 from celosia import MultiHeadAttention, attention_on, calibrate
+from celosia.checked import CheckedDevice
+from celosia.examples.module import _main
 from celosia.nn import attention, linear
+from celosia.program import Program
 from celosia_sim.reference import sqnr_db
 
 early = F.scaled_dot_product_attention
@@ -335,3 +339,33 @@ def test_saturation_of_static_scales_is_clipped():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert model(100 * x(2, 3, 8), device="model:tiny").isfinite().all()
+
+
+def test_example_of_the_module(capsys):
+    arguments = ["--device", "sim:tiny", "--tokens", "20", "--features", "16", "--heads", "2"]
+    assert _main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["model_mismatches"] == 0
+    assert result["compared"] == 5 * 20 * 16
+    assert result["clocks"] == sum(step["clocks"] for step in result["steps"])
+    assert result["sqnr_db"] > BOUND_DB
+    assert _main(["--device", "sim:huge"]) == 2
+    assert "celosia: error: " in capsys.readouterr().err
+
+
+def test_checked_device_counts_what_differs(monkeypatch):
+    opened = celosia.open_device("sim:tiny")
+    with CheckedDevice(opened.transport) as device:
+        celosia.run_attention(*[x(2, 60, 8)] * 3)  # in chunks, with states
+        assert device.mismatches == 0
+        collect = Program.collect
+
+        def wrong(program, replies, result):
+            collect(program, replies, result)
+            result.flat[0] += len(calls)
+            calls.append(result)
+
+        calls = []
+        monkeypatch.setattr(Program, "collect", wrong)
+        celosia.run_attention(*[x(1, 5, 8)] * 3)
+        assert device.mismatches == 1
