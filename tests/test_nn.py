@@ -3,6 +3,7 @@
 import json
 import threading
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from celosia.nn import attention, linear
 from celosia.program import Program
 from celosia_sim.reference import sqnr_db
 
-early = F.scaled_dot_product_attention
+early: Any = F.scaled_dot_product_attention
 # As in test_attention.py: rounding Q, K and V to int8 keeps more than that.
 BOUND_DB = 35.0
 

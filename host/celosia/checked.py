@@ -51,6 +51,10 @@ class CheckedDevice(Device):
             self.compared += result.size
         return report
 
+    def __enter__(self) -> CheckedDevice:
+        super().__enter__()
+        return self
+
     def close(self) -> None:
         """Let go of both."""
         super().close()
