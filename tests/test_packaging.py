@@ -36,10 +36,10 @@ def test_versions_agree():
 
 
 def test_extras():
-    assert set(EXTRAS) == {"hw", "sim", "serial", "build", "torch", "dev", "all"}
+    assert set(EXTRAS) == {"hw", "sim", "serial", "build", "torch", "dask", "dev", "all"}
     (everything,) = EXTRAS["all"]
     assert everything.extras == set(EXTRAS) - {"all", "dev", "hw"}  # build and sim bring hw
-    (torch,) = EXTRAS["torch"]
+    (torch,) = [line for line in EXTRAS["torch"] if line.name == "torch"]
     assert torch.specifier.contains("99.0")
     assert not torch.specifier.contains("2.4")
     (torch,) = [line for line in EXTRAS["dev"] if line.name == "torch"]

@@ -280,6 +280,11 @@ class Device:
             transport.close()
 
     @property
+    def transport(self) -> Transport:
+        """What carries packets; a device that is closed raises DeviceError."""
+        return self._open
+
+    @property
     def is_closed(self) -> bool:
         """Whether it was closed, by the caller or after an error."""
         return self._transport is None

@@ -69,9 +69,9 @@ class AttentionMode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _ATTENTION:
-            return self._attend(*args, **kwargs)
+            return torch.compiler.disable(self._attend)(*args, **kwargs)
         if func is F.multi_head_attention_forward:
-            return self._attend_with_heads(*args, **kwargs)
+            return torch.compiler.disable(self._attend_with_heads)(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _attend(
@@ -88,8 +88,6 @@ class AttentionMode(TorchFunctionMode):
         module = self._layers.current
         settings = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
         try:
-            if torch.compiler.is_compiling():
-                raise UnsupportedError("a graph is being compiled: call the model uncompiled")
             if dropout_p:
                 raise UnsupportedError(
                     f"dropout of {dropout_p}: the accelerator has none; call the model's eval(), "
