@@ -25,6 +25,9 @@ EXTRAS = {
     for name, lines in PROJECT["optional-dependencies"].items()
 }
 
+LIBRARIES = {"transformers", "examples"}
+BROUGHT = {"hw", "transformers"}  # by build, sim and examples
+
 
 def test_versions_agree():
     version = PROJECT["version"]
@@ -36,9 +39,10 @@ def test_versions_agree():
 
 
 def test_extras():
-    assert set(EXTRAS) == {"hw", "sim", "serial", "build", "torch", "dask", "dev", "all"}
+    known = {"hw", "sim", "serial", "build", "torch", "dask", *LIBRARIES, "dev", "all"}
+    assert set(EXTRAS) == known
     (everything,) = EXTRAS["all"]
-    assert everything.extras == set(EXTRAS) - {"all", "dev", "hw"}  # build and sim bring hw
+    assert everything.extras == set(EXTRAS) - {"all", "dev", *BROUGHT}
     (torch,) = [line for line in EXTRAS["torch"] if line.name == "torch"]
     assert torch.specifier.contains("99.0")
     assert not torch.specifier.contains("2.4")
