@@ -1,19 +1,25 @@
 """Devices that tests of the driver run on, all with the configuration "tiny"."""
 
+import dataclasses
+
 import pytest
 
+from celosia_hw.boards import BOARDS
 from celosia_hw.config import preset
 from celosia_hw.link_protocol import LinkConfig
-from celosia_sim.board import plain_board
+from celosia_sim.board_tops import real_board
 from celosia_sim.virtual_board import VirtualBoard
 
 LINK = LinkConfig(frames=8, frame_bytes=256, retry_characters=4096)
+ULX3S = BOARDS["ulx3s"]
+# Two clocks a bit: a fast line makes tests quick.
+BOARD = dataclasses.replace(ULX3S, config=preset("tiny"), link=LINK, baud=ULX3S.clock_hz // 2)
 
 
 @pytest.fixture(scope="session")
 def virtual_board():
-    """A board at a pseudo-terminal; its line is fast, so that tests are quick."""
-    with VirtualBoard(plain_board(preset("tiny"), LINK, clocks_per_bit=2)) as board:
+    """The ULX3S's top module, with a small accelerator, at a pseudo-terminal."""
+    with VirtualBoard(real_board(BOARD)) as board:
         yield board
 
 
