@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 
+from celosia.text import markdown, markdown_row
 from celosia_hw.config import AcceleratorConfig, preset
 from celosia_hw.estimate import TARGETS, Estimate, estimate
 
@@ -33,14 +34,14 @@ def row(name: str, result: Estimate) -> str:
     fmax = f"{result.fmax:.1f}" if result.fmax else result.remark
     path = ", ".join(f"{place} {delay:.1f}" for place, delay in result.critical_path)
     fields = [name, TARGETS[result.target].name, *cells, *per_mac, fmax, path or "-"]
-    return "| " + " | ".join(fields) + " |"
+    return markdown_row(fields)
 
 
 def main() -> None:
     """Measure, and print a line as soon as it is known."""
     head = ["configuration", "target", *KINDS, "LUT per MAC", "FF per MAC", "MHz"]
     head.append("critical path, ns in each component")
-    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    print(markdown(head, []))
     for name, config, target in LADDER:
         wanted = sys.argv[1:]
         if wanted and not any(word in (name, target) or word in name for word in wanted):

@@ -15,6 +15,7 @@ import sys
 from celosia import open_device, run_attention
 from celosia.commands.inputs import Input, add_options, read_input
 from celosia.link_overhead import measure
+from celosia.text import markdown, markdown_row
 from celosia_hw.boards import BOARDS, Board
 
 
@@ -35,7 +36,7 @@ def row(board: Board, tensors: Input) -> str:
     fields = [f"`{board.name}`", f"{line.line_bytes:,}", f"{line.seconds:.3f}", f"{clocks:,}"]
     fields += [f"{1000 * core:.2f}", f"{total:.3f}", f"{line.seconds / total:.3f}"]
     print("\r\x1b[K", end="", file=sys.stderr)
-    return "| " + " | ".join(fields) + " |"
+    return markdown_row(fields)
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
     tensors = read_input(parser.parse_args([]))
     head = ["board", "bytes on the line", "line, s", "clocks", "accelerator, ms", "both, s"]
     head.append("share of the line")
-    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    print(markdown(head, []))
     for board in BOARDS.values():
         if board.name in (sys.argv[1:] or BOARDS):
             print(row(board, tensors), flush=True)

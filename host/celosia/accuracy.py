@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from .attention import plan_attention
-from .cli import _fail, _Parser
-from .commands.common import Progress
+from .commands.common import Parser, Progress, guarded
 from .commands.inputs import read_npz
 from .device import open_device
 from .evaluate import ideal_attention, metrics, reference_attention, reference_name
 from .options import AttentionOptions
+from .text import markdown
 
 __all__ = ["STEPS", "accuracy_table", "format_table"]
 
@@ -120,14 +120,14 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
         (row["step"], row["file"]): f"{row['sqnr_db']:.2f} ({row['ideal_sqnr_db']:.2f})"
         for row in rows
     }
-    lines = [["", *names], ["---"] * (len(names) + 1)]
-    for step in dict.fromkeys(row["step"] for row in rows):
-        lines.append([step, *(figures.get((step, name), "") for name in names)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    steps = dict.fromkeys(row["step"] for row in rows)
+    return markdown(
+        ["", *names], [[step, *(figures.get((step, name), "") for name in names)] for step in steps]
+    )
 
 
 def _main(argv: Sequence[str] | None = None) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m celosia.accuracy",
         description="Print, in Markdown, what each option of the quantization is worth: signal to "
         f"noise against float32 {reference_name()} in dB, of the integer model and (in brackets) "
@@ -136,17 +136,14 @@ def _main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("files", nargs="+", metavar="FILE.npz", help="as celosia run --input")
     arguments = parser.parse_args(argv)
-    progress = Progress(sys.stderr)
-    try:
-        table = format_table(accuracy_table(arguments.files, progress))
-    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
-        progress.clear()
-        return _fail(error)
-    except KeyboardInterrupt:
-        return 130
-    progress.clear()
-    print(table)
-    return 0
+
+    def run() -> int:
+        with Progress() as progress:
+            rows = accuracy_table(arguments.files, progress)
+        print(format_table(rows))
+        return 0
+
+    return guarded(run)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 from .attention import plan_attention
 from .device import Device, RunReport, open_device
 from .evaluate import ideal_attention, metrics, reference_attention
+from .text import markdown
 
 __all__ = ["CASES", "Case", "bench", "format_table"]
 
@@ -156,16 +157,19 @@ def _added(report: RunReport | None, device: Device) -> RunReport:
 
 def format_table(rows: Iterable[dict[str, Any]]) -> str:
     """The rows of `bench` in Markdown."""
-    lines = [
-        "| case | clocks | utilization | link, MB | SQNR, dB | int8 rounding alone, dB "
-        "| mismatches |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        share = "" if row["utilization"] is None else f"{row['utilization']:.3f}"
-        lines.append(
-            f"| {row['case']} | {row['clocks'] or ''} | {share} | "
-            f"{row['link_bytes'] / 1e6:.2f} | {row['sqnr_db']:.2f} | "
-            f"{row['ideal_sqnr_db']:.2f} | {row['model_mismatches']} |"
-        )
-    return "\n".join(lines)
+    head = ("case", "clocks", "utilization", "link, MB", "SQNR, dB", "int8 rounding alone, dB")
+    return markdown(
+        [*head, "mismatches"],
+        (
+            (
+                row["case"],
+                row["clocks"] or "",
+                "" if row["utilization"] is None else f"{row['utilization']:.3f}",
+                f"{row['link_bytes'] / 1e6:.2f}",
+                f"{row['sqnr_db']:.2f}",
+                f"{row['ideal_sqnr_db']:.2f}",
+                row["model_mismatches"],
+            )
+            for row in rows
+        ),
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from . import __version__
 from .commands import (
@@ -20,18 +19,12 @@ from .commands import (
     run,
     verilog,
 )
+from .commands.common import Parser, guarded
 
 __all__ = ["main"]
 
 # In the order of the help.
 _COMMANDS = (run, bench, devices, board_sim, info, verilog, estimate, build, flash, cache)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports errors in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"celosia: error: {message}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,22 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage raises SystemExit with status 2.
     """
     arguments = _parser().parse_args(argv)
-    try:
-        return arguments.function(arguments)
-    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
-        return _fail(error)
-    except KeyboardInterrupt:
-        return 130
-
-
-def _fail(error: BaseException) -> int:
-    message = " ".join(str(error).split()) or type(error).__name__
-    print(f"celosia: error: {message}", file=sys.stderr)
-    return 2
+    return guarded(lambda: arguments.function(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="celosia",
         description="Run attention on an int8 accelerator, simulated cycle by cycle.",
         allow_abbrev=False,

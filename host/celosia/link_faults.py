@@ -25,13 +25,15 @@ from celosia_hw.config import AcceleratorConfig, preset
 from celosia_hw.link_protocol import LinkConfig
 
 from .attention import run_attention
+from .commands.common import Parser, Progress, count, guarded, natural
 from .device import Device, DeviceError
 from .serial_transport import DEFAULT_BAUD, SerialTransport
+from .text import markdown
 
 if TYPE_CHECKING:
     from celosia_sim.board import SimulatedBoard
 
-__all__ = ["SCENARIOS", "Outcome", "run_faults", "summary"]
+__all__ = ["FAILURES", "SCENARIOS", "Outcome", "run_faults", "summary"]
 
 CONFIG: AcceleratorConfig = preset("tiny")
 LINK = LinkConfig(frames=4, frame_bytes=128, retry_characters=1024)
@@ -52,6 +54,8 @@ SCENARIOS: dict[str, tuple[tuple[str, ...], float]] = {
     "kill": (_BYTES, 2000.0),
 }
 """Kinds of faults and their mean distance in bytes. ``kill`` kills the process of the host."""
+FAILURES = ("wrong", "hang", "raised")
+"""Results that must not be: a wrong one, one too late, and another exception than `DeviceError`."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,7 @@ class Outcome:
     scenario : str
         Of `SCENARIOS`.
     result : str
-        "right", the name of a `DeviceError`, "killed", or, a failure, "wrong", "hang" or what else
-        was raised.
+        "right", the name of a `DeviceError`, "killed", or one of `FAILURES`.
     is_usable : bool
         Whether the board gave a right result when it was opened anew.
     seconds : float
@@ -87,7 +90,7 @@ class Outcome:
     @property
     def is_good(self) -> bool:
         """Whether all is as it must be."""
-        return self.is_usable and self.result not in ("wrong", "hang", "raised")
+        return self.is_usable and self.result not in FAILURES
 
 
 def run_faults(
@@ -153,16 +156,14 @@ def run_faults(
 
 def summary(outcomes: Sequence[Outcome]) -> str:
     """A Markdown table of runs, by scenario."""
-    lines = [
-        "| scenario | runs | faults | right | error raised | failed | usable again | longest, s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ("scenario", "runs", "faults", "right", "error raised", "failed", "usable again")
+    rows = []
     for name in [*SCENARIOS, ""]:
         some = [outcome for outcome in outcomes if name in ("", outcome.scenario)]
         if not some:
             continue
         right = sum(outcome.result == "right" for outcome in some)
-        failed = sum(outcome.result in ("wrong", "hang", "raised") for outcome in some)
+        failed = sum(outcome.result in FAILURES for outcome in some)
         cells = (
             name or "all runs",
             len(some),
@@ -173,8 +174,8 @@ def summary(outcomes: Sequence[Outcome]) -> str:
             sum(outcome.is_usable for outcome in some),
             f"{max(outcome.seconds for outcome in some):.1f}",
         )
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown([*head, "longest, s"], rows)
 
 
 def _tensors(seed: int) -> tuple[npt.NDArray[np.float32], ...]:
@@ -235,22 +236,25 @@ def _killed(path: str, seed: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its status is 1 if anything failed."""
-    parser = argparse.ArgumentParser(prog="python -m celosia.link_faults", description=__doc__)
-    parser.add_argument("--runs", type=int, default=100, help="how many (100)")
-    parser.add_argument("--first", type=int, default=0, help="seed of the first (0)")
+    parser = Parser(prog="python -m celosia.link_faults", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--runs", type=count, default=100, help="how many (100)")
+    parser.add_argument("--first", type=natural, default=0, help="seed of the first (0)")
     arguments = parser.parse_args(argv)
+    return guarded(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     outcomes: list[Outcome] = []
     results: Counter[str] = Counter()
     seeds = range(arguments.first, arguments.first + arguments.runs)
-    for outcome in run_faults(seeds, progress=lambda text: print(text, file=sys.stderr)):
-        outcomes.append(outcome)
-        results[outcome.result] += 1
-        if not outcome.is_good:
-            print(f"failed: {outcome}", file=sys.stderr, flush=True)
-        if len(outcomes) % 10 == 0:
-            print(
-                f"{len(outcomes)} of {arguments.runs}: {dict(results)}", file=sys.stderr, flush=True
-            )
+    with Progress() as progress:
+        for outcome in run_faults(seeds, progress=progress):
+            outcomes.append(outcome)
+            results[outcome.result] += 1
+            if not outcome.is_good:
+                print(f"failed: {outcome}", file=sys.stderr, flush=True)
+            if len(outcomes) % 10 == 0:
+                progress(f"{len(outcomes)} of {arguments.runs}: {dict(results)}")
     print(summary(outcomes))
     print(f"\nResults: {dict(results)}.")
     return 0 if all(outcome.is_good for outcome in outcomes) else 1

@@ -7,7 +7,6 @@ and with everything that the link adds, by those of int8 Q, K, V and int16 O. Ke
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,11 +18,16 @@ import numpy as np
 from celosia_hw.config import AcceleratorConfig, preset
 
 from .attention import run_attention
+from .commands.common import Parser, Progress, guarded
 from .commands.inputs import Input, read_npz
 from .device import Device, open_device
 from .serial_transport import DEFAULT_BAUD, SerialTransport
+from .text import markdown
 
 __all__ = ["Overhead", "format_overheads", "measure"]
+
+_QUIET_CLOCKS = 1 << 14
+"""Clocks without anything on the line after which nothing more comes."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def measure(
         with Device(transport, progress=tiles) as device:
             before = board.to_board_bytes, board.to_host_bytes
             output = run_attention(*parts, device=device, **options)
-            time.sleep(0.1)  # a last acknowledgement
+            while board.quiet < _QUIET_CLOCKS:  # a last acknowledgement
+                time.sleep(0.01)
             after = board.to_board_bytes, board.to_host_bytes
             report = device.report
     with open_device("model", config=config) as model:
@@ -114,10 +119,8 @@ def measure(
 
 def format_overheads(overheads: Sequence[Overhead]) -> str:
     """A Markdown table."""
-    lines = [
-        "| tensors | heads, of K | queries x keys | E | tensor bytes | packets | on the line | s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ("tensors", "heads, of K", "queries x keys", "E", "tensor bytes", "packets")
+    rows = []
     for one in overheads:
         heads, key_heads, queries, keys, dim = one.shape
         cells = (
@@ -127,21 +130,24 @@ def format_overheads(overheads: Sequence[Overhead]) -> str:
             f"{one.line_bytes / one.tensor_bytes:.4f}",
             f"{one.seconds:.2f}",
         )
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown([*head, "on the line", "s"], rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its status is 1 if a result is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m celosia.link_overhead", description=__doc__)
+    parser = Parser(prog="python -m celosia.link_overhead", description=__doc__, allow_abbrev=False)
     parser.add_argument("files", metavar="FILE.npz", nargs="+", type=Path)
     arguments = parser.parse_args(argv)
-    overheads = []
-    for path in arguments.files:
-        tensors = read_npz(path, path.stem)
-        overheads.append(measure(tensors, progress=lambda text: print(text, file=sys.stderr)))
-    print(format_overheads(overheads))
-    return 1 if any(one.mismatches for one in overheads) else 0
+
+    def run() -> int:
+        with Progress() as progress:
+            tensors = [read_npz(path, path.stem) for path in arguments.files]
+            overheads = [measure(one, progress=progress) for one in tensors]
+        print(format_overheads(overheads))
+        return 1 if any(one.mismatches for one in overheads) else 0
+
+    return guarded(run)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from ..bench import bench, format_table
 from ..device import open_device
@@ -29,11 +28,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    progress = Progress(sys.stderr)
-    try:
-        with open_device(arguments.device, progress=progress) as device:
-            rows = bench(device, progress=progress)
-    finally:
-        progress.clear()
+    with (
+        Progress() as progress,
+        open_device(arguments.device, progress=progress) as device,
+    ):
+        rows = bench(device, progress=progress)
     print(to_json(rows) if arguments.json else format_table(rows))
     return 1 if any(row["model_mismatches"] for row in rows) else 0

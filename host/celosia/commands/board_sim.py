@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import contextlib
 
-from .common import Progress
+from .common import Progress, import_extra
 
 __all__ = ["add_parser"]
 
@@ -25,25 +25,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _board_sim(arguments: argparse.Namespace) -> int:
-    try:
-        from celosia_sim.board import board_design
-        from celosia_sim.virtual_board import VirtualBoard
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("celosia"):
-            raise
-        raise ImportError(
-            f'board-sim needs the package {error.name}: pip install "celosia[sim]"'
-        ) from error
-    progress = Progress(sys.stderr)
-    try:
-        board = VirtualBoard(board_design(arguments.board, progress))
-    finally:
-        progress.clear()
+    designs = import_extra("celosia_sim.board", "sim")
+    virtual = import_extra("celosia_sim.virtual_board", "sim")
+    with Progress() as progress:
+        board = virtual.VirtualBoard(designs.board_design(arguments.board, progress))
     print(board.path, flush=True)
-    try:
+    with contextlib.closing(board), contextlib.suppress(KeyboardInterrupt):
         board.serve()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        board.close()
     return 0

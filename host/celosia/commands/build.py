@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from celosia_hw.boards import BOARDS, board
 from celosia_hw.config import load
 
-from .common import InputError, Progress, add_config, aligned, natural, to_json
+from ..text import aligned
+from .common import Progress, add_config, import_extra, natural, to_json
 
-__all__ = ["add_board", "add_parser", "import_build"]
+__all__ = ["add_board", "add_parser"]
 
 
 def add_board(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the option that names a board, for `celosia_hw.boards.board`."""
     parser.add_argument("--board", metavar="NAME", required=required, help=", ".join(BOARDS))
-
-
-def import_build() -> Any:
-    """The module `celosia_hw.build`, which needs an extra.
-
-    Raises
-    ------
-    InputError
-        If a package is missing; the message names the extra.
-    """
-    try:
-        from celosia_hw import build
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f'the package {error.name} is missing: pip install "celosia[build]"'
-        ) from None
-    return build
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -60,12 +43,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def _build(arguments: argparse.Namespace) -> int:
     chosen = board(arguments.board)
     config = None if arguments.config is None else load(arguments.config)
-    tools = import_build()
-    progress = Progress(sys.stderr)
-    try:
+    tools = import_extra("celosia_hw.build", "build")
+    with Progress() as progress:
         result = tools.build(chosen, arguments.output, config, arguments.seed, progress)
-    finally:
-        progress.clear()
     print(to_json(result.to_dict()) if arguments.json else _table(result, chosen.title))
     return 0
 

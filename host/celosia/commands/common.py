@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +19,12 @@ from celosia_hw.config import PRESETS
 
 __all__ = [
     "InputError",
+    "Parser",
     "Progress",
     "add_config",
-    "aligned",
     "count",
+    "guarded",
+    "import_extra",
     "natural",
     "to_json",
     "write_output",
@@ -31,15 +35,66 @@ class InputError(ValueError):
     """Input that cannot be run."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Reports errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"celosia: error: {message}\n")
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Exit status of a command; an error is told in one line."""
+    try:
+        return command()
+    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"celosia: error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """A module of ours that needs what an extra installs.
+
+    Raises
+    ------
+    InputError
+        If a package is missing; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("celosia"):
+            raise
+        raise InputError(
+            f'the package {error.name} is missing: pip install "celosia[{extra}]"'
+        ) from None
+
+
 class Progress:
-    """One line on standard error that changes; in a log file, a line now and then."""
+    """One line that changes; in a log file, a line now and then.
+
+    In a ``with`` block the line is removed at the end.
+
+    Parameters
+    ----------
+    stream : file, optional
+        Standard error if absent.
+    """
 
     INTERVAL = 5.0
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
-        self._terminal = stream.isatty()
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._terminal = self._stream.isatty()
         self._printed = -math.inf
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.clear()
 
     def __call__(self, message: str) -> None:
         if self._terminal:
@@ -93,12 +148,6 @@ def _at_least(text: str, least: int) -> int:
     if number < least:
         raise argparse.ArgumentTypeError(f"must be at least {least}, not {number}")
     return number
-
-
-def aligned(rows: Sequence[tuple[str, str]]) -> str:
-    """Lines of labels and texts, in two columns."""
-    width = max(len(label) for label, _ in rows) + 2
-    return "\n".join(f"{label:<{width}}{text}".rstrip() for label, text in rows)
 
 
 def to_json(result: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ import numpy as np
 from ..decode import decode
 from ..device import open_device
 from ..evaluate import metrics, reference_attention, reference_name
-from .common import InputError, Progress, aligned, to_json, write_output
+from ..text import aligned
+from .common import InputError, Progress, to_json, write_output
 from .inputs import Input
 
 __all__ = ["run_decode"]
@@ -38,8 +38,7 @@ def run_decode(arguments: argparse.Namespace, tensors: Input, spec: str) -> int:
         raise InputError("--decode goes with --causal and --window only")
     mask = {"is_causal": True, "window": tensors.mask["window"]}
     parts = (tensors.query, tensors.key, tensors.value)
-    progress = Progress(sys.stderr)
-    try:
+    with Progress() as progress:
         with open_device(spec, progress=progress, waveform=arguments.waveform) as device:
             config = device.config
             decoded = decode(device, *parts, arguments.decode, window=mask["window"])
@@ -47,8 +46,6 @@ def run_decode(arguments: argparse.Namespace, tensors: Input, spec: str) -> int:
         with open_device("model", config=config) as model:
             expected = decode(model, *parts, arguments.decode, window=mask["window"]).output
         reference = reference_attention(*parts, **mask)
-    finally:
-        progress.clear()
     mismatches = int(np.count_nonzero(decoded.output != expected))
     if arguments.output is not None:
         write_output(arguments.output, decoded.output)

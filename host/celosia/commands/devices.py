@@ -8,7 +8,8 @@ from typing import Any
 
 from ..device import Device, DeviceError
 from ..serial_transport import DEFAULT_BAUD, SerialTransport, parse_port
-from .common import aligned, to_json
+from ..text import aligned
+from .common import to_json
 
 __all__ = ["add_parser"]
 

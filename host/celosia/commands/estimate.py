@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from typing import Any
 
 from celosia_hw.config import load
 
-from .common import InputError, Progress, add_config, aligned, to_json
+from ..text import aligned
+from .common import Progress, add_config, import_extra, to_json
 
 __all__ = ["add_parser"]
 
@@ -34,21 +34,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def _estimate(arguments: argparse.Namespace) -> int:
     config = load(arguments.config)
-    try:
-        from celosia_hw.estimate import TARGETS, estimate
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f'the package {error.name} is missing: pip install "celosia[build]"'
-        ) from None
-    progress = Progress(sys.stderr)
-    try:
-        result = estimate(config, arguments.target, progress, not arguments.no_place)
-    finally:
-        progress.clear()
+    estimates = import_extra("celosia_hw.estimate", "build")
+    with Progress() as progress:
+        result = estimates.estimate(config, arguments.target, progress, not arguments.no_place)
     if arguments.json:
         print(to_json(dataclasses.asdict(result)))
     else:
-        print(_table(result, f"{arguments.config} on {TARGETS[arguments.target].name}"))
+        print(_table(result, f"{arguments.config} on {estimates.TARGETS[arguments.target].name}"))
     return 0
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from celosia_hw.boards import board
 from celosia_hw.tools import find_tool, run_tool
 
-from .build import add_board, import_build
-from .common import InputError, Progress
+from .build import add_board
+from .common import InputError, Progress, import_extra
 
 __all__ = ["add_parser"]
 
@@ -50,7 +49,7 @@ def _flash(arguments: argparse.Namespace) -> int:
         raise InputError(f"{tool} does not load {chosen.name}: {', '.join(commands)}")
     path = arguments.path
     if path.is_dir():
-        build = import_build()
+        build = import_extra("celosia_hw.build", "build")
         suffix = build.FLOWS[chosen.family].suffix if chosen.family in build.FLOWS else "bit"
         path /= f"{chosen.module}.{suffix}"
     if not path.exists():
@@ -58,10 +57,7 @@ def _flash(arguments: argparse.Namespace) -> int:
     where, permanent = _PROGRAMMERS[tool]
     command = [find_tool(tool, where), *(permanent if arguments.permanent else ())]
     command += [word.format(bitstream=path.resolve()) for word in commands[tool]]
-    progress = Progress(sys.stderr)
-    try:
+    with Progress() as progress:
         run_tool(command, Path.cwd(), progress)
-    finally:
-        progress.clear()
     print(f"{path} loaded into {chosen.title}")
     return 0

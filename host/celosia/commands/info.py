@@ -7,7 +7,8 @@ import argparse
 from celosia_hw.arithmetic import Widths
 from celosia_hw.config import load
 
-from .common import add_config, aligned
+from ..text import aligned
+from .common import add_config
 
 __all__ = ["add_parser"]
 

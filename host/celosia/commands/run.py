@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from celosia_hw.config import PRESETS, AcceleratorConfig, preset
 from ..attention import plan_attention
 from ..device import RunReport, open_device
 from ..evaluate import ideal_attention, metrics, reference_attention, reference_name
-from .common import Progress, aligned, count, to_json, write_output
+from ..text import aligned
+from .common import Progress, count, to_json, write_output
 from .decode import run_decode
 from .inputs import add_options, read_input
 
@@ -68,8 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
         spec = f"sim:{arguments.config}"
     if arguments.decode is not None:
         return run_decode(arguments, tensors, spec)
-    progress = Progress(sys.stderr)
-    try:
+    with Progress() as progress:
         with open_device(spec, progress=progress, waveform=arguments.waveform) as device:
             job = plan_attention(
                 device.config,
@@ -115,8 +114,6 @@ def _run(arguments: argparse.Namespace) -> int:
             "model_mismatches": mismatches,
             "config": config.to_dict(),
         }
-    finally:
-        progress.clear()
     print(to_json(result) if arguments.json else _table(result, config, is_model))
     return 1 if mismatches else 0
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from celosia_hw.boards import board
 from celosia_hw.config import load
 
-from .build import add_board, import_build
-from .common import InputError, add_config
+from .build import add_board
+from .common import add_config, import_extra
 
 __all__ = ["add_parser"]
 
@@ -42,16 +42,12 @@ def _verilog(arguments: argparse.Namespace) -> int:
     config = None if arguments.config is None else load(arguments.config)
     if arguments.board is not None:
         chosen = board(arguments.board)
-        paths = import_build().write_sources(chosen, arguments.output, config, arguments.name)
+        build = import_extra("celosia_hw.build", "build")
+        paths = build.write_sources(chosen, arguments.output, config, arguments.name)
     else:
-        try:
-            from celosia_hw.block import write_block
-        except ModuleNotFoundError as error:
-            raise InputError(
-                f'the package {error.name} is missing: pip install "celosia[hw]"'
-            ) from None
+        block = import_extra("celosia_hw.block", "hw")
         config = load("default") if config is None else config
-        paths = write_block(config, arguments.output, arguments.name or "celosia")
+        paths = block.write_block(config, arguments.output, arguments.name or "celosia")
     for path in paths:
         print(path)
     return 0

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import importlib.util
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from celosia_hw.config import load
 
-from ..cli import _fail, _Parser
-from ..commands.common import Progress
+from ..commands.common import Parser, Progress, guarded
 from ..device import Device, open_device
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "load_language_model",
     "load_sentence_model",
     "open_example_device",
+    "routed",
     "run_example",
     "weights_folder",
 ]
@@ -35,7 +36,7 @@ Log = Callable[[str], None]
 
 def example_parser(name: str, description: str, device: str) -> argparse.ArgumentParser:
     """A parser with the options that all examples have."""
-    parser = _Parser(
+    parser = Parser(
         prog=f"python -m celosia.examples.{name}", description=description, allow_abbrev=False
     )
     parser.add_argument(
@@ -66,26 +67,35 @@ def run_example(
 ) -> int:
     """Run an example with progress, print where its report is, and return the exit status."""
     arguments = parser.parse_args(argv)
-    progress = Progress(sys.stderr)
+
+    def run() -> int:
+        with Progress() as progress:
+            report = main(arguments, progress)
+        print(f"report: {report}")
+        return 0
+
+    return guarded(run)
+
+
+def open_example_device(
+    arguments: argparse.Namespace, log: Log, device: str | None = None, **parameters: Any
+) -> Device:
+    """`device`, or that of ``--device``, of ``--config`` with some parameters replaced."""
+    config = dataclasses.replace(load(arguments.config), **parameters)
+    return open_device(device or arguments.device, config=config, progress=log)
+
+
+@contextlib.contextmanager
+def routed(model: Any) -> Iterator[None]:
+    """While entered, attention of a Hugging Face model runs on the innermost open device."""
+    from ..transformers import NAME
+
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
     try:
-        report = main(arguments, progress)
-    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
-        progress.clear()
-        return _fail(error)
-    except KeyboardInterrupt:
-        progress.clear()
-        return 130
-    progress.clear()
-    print(f"report: {report}")
-    return 0
-
-
-def open_example_device(arguments: argparse.Namespace, log: Log, **parameters: Any) -> Device:
-    """The device that ``--device`` and ``--config`` name, with some parameters replaced."""
-    config = load(arguments.config)
-    if parameters:
-        config = type(config)(**{**config.to_dict(), **parameters})
-    return open_device(arguments.device, config=config, progress=log)
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def weights_folder(package: str) -> Path:

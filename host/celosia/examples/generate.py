@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from celosia_hw.config import load
-
-from ..device import open_device
 from .common import (
     Log,
     example_parser,
     layer_progress,
     load_language_model,
     open_example_device,
+    routed,
     run_example,
 )
 from .report import Report
@@ -89,34 +87,24 @@ def measure(
     """
     import transformers
 
-    from ..transformers import NAME, DeviceCache
+    from ..transformers import DeviceCache
 
     layers, count = model.get_decoder().layers, arguments.tokens
     parameters = {} if arguments.key_banks is None else {"key_banks": arguments.key_banks}
+    names = {"model": "model"}
+    if arguments.device.split(":")[0] != "model":
+        names["device"] = arguments.device
     found = {}
     with layer_progress(layers, log, "float32"):
         found["float"] = generate(model, prompt, count, transformers.DynamicCache())
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        config = load(arguments.config)
-        config = type(config)(**{**config.to_dict(), **parameters})
+    for name, spec in names.items():
         with (
-            open_device("model", config=config) as device,
+            routed(model),
+            open_example_device(arguments, log, spec, **parameters) as device,
             DeviceCache(len(prompt) + count, device) as cache,
-            layer_progress(layers, log, "integer model"),
+            layer_progress(layers, log, spec),
         ):
-            found["model"] = generate(model, prompt, count, cache)
-        if arguments.device.split(":")[0] == "model":
-            return found
-        with (
-            open_example_device(arguments, log, **parameters) as device,
-            DeviceCache(len(prompt) + count, device) as cache,
-            layer_progress(layers, log, arguments.device),
-        ):
-            found["device"] = generate(model, prompt, count, cache)
-    finally:
-        model.set_attn_implementation(implementation)
+            found[name] = generate(model, prompt, count, cache)
     return found
 
 
@@ -190,7 +178,7 @@ def write_report(
         "text": words(run.tokens),
         "same_as_model": same_model,
         "same_as_float": same_float,
-        **{key: vars(value) for key, value in found.items()},
+        "runs": {key: vars(value) for key, value in found.items()},
     }
     return report.write(arguments.output, figures)
 

@@ -14,6 +14,7 @@ from .common import (
     layer_progress,
     load_sentence_model,
     open_example_device,
+    routed,
     run_example,
 )
 from .report import Report
@@ -66,21 +67,15 @@ def measure(
     model: Any, batch: dict[str, Any], arguments: argparse.Namespace, log: Log
 ) -> tuple[Any, Any]:
     """Embeddings in float32 and with the device's attention."""
-    from ..transformers import NAME
-
     layers = model.encoder.layer
     with layer_progress(layers, log, "float32"):
         reference = embed(model, batch)
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        with (
-            open_example_device(arguments, log),
-            layer_progress(layers, log, arguments.device),
-        ):
-            return reference, embed(model, batch)
-    finally:
-        model.set_attn_implementation(implementation)
+    with (
+        routed(model),
+        open_example_device(arguments, log),
+        layer_progress(layers, log, arguments.device),
+    ):
+        return reference, embed(model, batch)
 
 
 def write_report(

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..checked import CheckedDevice
-from ..cli import _fail, _Parser
-from ..commands.common import Progress, aligned, count, natural, to_json
+from ..commands.common import Parser, Progress, count, guarded, natural, to_json
 from ..device import open_device
+from ..text import aligned, markdown
 
 __all__ = ["run"]
 
@@ -94,23 +94,29 @@ def _reference(module: Any, x: Any) -> Any:
 
 
 def _table(result: dict[str, Any], title: str) -> str:
-    lines = ["| step | clocks | utilization | SQNR, dB | largest error |", "|---|---|---|---|---|"]
-    for step in [*result["steps"], {**result, "step": "all five"}]:
-        share = "" if step["utilization"] is None else f"{step['utilization']:.3f}"
-        lines.append(
-            f"| {step['step']} | {step['clocks'] or ''} | {share} | {step['sqnr_db']:.2f} | "
-            f"{step['max_abs_error']:.3g} |"
-        )
+    steps = markdown(
+        ("step", "clocks", "utilization", "SQNR, dB", "largest error"),
+        (
+            (
+                step["step"],
+                step["clocks"] or "",
+                "" if step["utilization"] is None else f"{step['utilization']:.3f}",
+                f"{step['sqnr_db']:.2f}",
+                f"{step['max_abs_error']:.3g}",
+            )
+            for step in [*result["steps"], {**result, "step": "all five"}]
+        ),
+    )
     rows = [
         ("module", title),
         ("integers compared", f"{result['compared']:,}"),
         ("mismatches, integer model", str(result["model_mismatches"])),
     ]
-    return "\n".join(["\n".join(lines), "", aligned(rows)])
+    return f"{steps}\n\n{aligned(rows)}"
 
 
 def _main(argv: Sequence[str] | None = None) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m celosia.examples.module",
         description="Run MultiHeadAttention with all five steps on a device, compare with the "
         "integer model and with PyTorch, and print a table.",
@@ -123,15 +129,12 @@ def _main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", metavar="N", type=natural, default=0, help="0")
     parser.add_argument("--json", action="store_true", help="print one JSON object, not a table")
     arguments = parser.parse_args(argv)
-    progress = Progress(sys.stderr)
-    try:
-        result = _run(arguments, progress)
-    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
-        progress.clear()
-        return _fail(error)
-    except KeyboardInterrupt:
-        return 130
-    progress.clear()
+    return guarded(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    with Progress() as progress:
+        result = _measured(arguments, progress)
     title = (
         f"MultiHeadAttention({arguments.features}, {arguments.features}, {arguments.heads}) on "
         f"randn(1, {arguments.tokens}, {arguments.features}), {arguments.device}"
@@ -140,7 +143,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
     return 1 if result["model_mismatches"] else 0
 
 
-def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+def _measured(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     def tiles(done: int, total: int) -> None:
         progress(f"{done} of {total} query tiles")
 

@@ -17,6 +17,7 @@ from .common import (
     layer_progress,
     load_language_model,
     open_example_device,
+    routed,
     run_example,
 )
 from .report import Report
@@ -65,17 +66,13 @@ def measure(
     losses : dict of tensor
         By ``"float"`` and by width.
     """
-    import celosia.transformers
-
     layers = model.get_decoder().layers
     with layer_progress(layers, log, "float32"):
         reference = losses(model, tokens)
     every: dict[str, Any] = {"float": reference}
     perplexity = math.exp(reference.mean().item())
     rows = []
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation(celosia.transformers.NAME)
-    try:
+    with routed(model):
         for width in arguments.widths:
             start = time.perf_counter()
             with (
@@ -95,8 +92,6 @@ def measure(
             rows.append(row)
             change = f"{row['change_percent']:+.3f} %"
             log(f"{width} bits: {value:.4f} ({change}), float {perplexity:.4f}")
-    finally:
-        model.set_attn_implementation(implementation)
     figures = {
         "text": TEXT,
         "tokens": len(reference),

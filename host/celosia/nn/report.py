@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy.typing as npt
 
 from ..device import RunReport
 from ..evaluate import metrics
+from ..text import aligned
 
 __all__ = ["Call", "CallLog", "errors"]
 
@@ -67,7 +68,7 @@ class CallLog:
 
     def __str__(self) -> str:
         head = ("layer", "call", "shapes", "clocks", "utilization", "SQNR, dB", "largest error")
-        return _columns([head, *map(_row, self.calls)])
+        return aligned([head, *map(_row, self.calls)])
 
 
 def _row(call: Call) -> tuple[str, ...]:
@@ -90,11 +91,3 @@ def errors(reference: npt.NDArray, result: npt.NDArray) -> dict[str, float]:
     """`Call.sqnr_db` and `Call.max_abs_error`."""
     both = metrics(reference, result)
     return {name: both[name] for name in ("sqnr_db", "max_abs_error")}
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
