@@ -16,7 +16,7 @@ from . import toolchain
 from .errors import SimulationError
 from .export import cached_verilog
 
-__all__ = ["BOARDS", "BoardDesign", "SimulatedBoard", "board_design", "plain_board"]
+__all__ = ["BoardDesign", "SimulatedBoard", "board_design", "plain_board"]
 
 _CAPACITY = 1 << 16
 
@@ -31,26 +31,19 @@ class BoardDesign:
     verilog : str
         With everything it needs, models of vendor primitives too.
     clocks_per_bit : Fraction
-        Cycles of the pin `clock` in a bit of the line.
+        Cycles of the pin ``clk`` in a bit of the line.
     top : str
         Name of the top module.
-    clock, rx, tx : str
-        Its pins; `rx` and `tx` as the board sees them.
+        Its pins are ``clk``, ``rx``, ``tx`` and those of `resets`; there is no other input.
     resets : mapping
         Pins that reset the board, and the level with which they do.
-    others : mapping
-        Levels of all other inputs.
     """
 
     name: str
     verilog: str
     clocks_per_bit: Fraction
     top: str = "celosia"
-    clock: str = "clk"
-    rx: str = "rx"
-    tx: str = "tx"
     resets: Mapping[str, int] = field(default_factory=dict)
-    others: Mapping[str, int] = field(default_factory=dict)
 
     def build(self, progress: Callable[[str], None] | None = None) -> ctypes.CDLL:
         """The compiled simulation, from the cache or built.
@@ -60,17 +53,10 @@ class BoardDesign:
         SimulationError
             If a tool is missing or fails.
         """
-        others = "".join(f"pins.{name}={level};" for name, level in self.others.items())
-        defines = {"PIN_CLOCK": self.clock, "PIN_RX": self.rx, "PIN_TX": self.tx}
-        defines["OTHER_PINS"] = others
-        if self.resets:
-            levels = (
-                f"pins.{name}=(on)?{level}:{1 - level};" for name, level in self.resets.items()
-            )
-            defines["RESET(on)"] = "".join(levels)
+        levels = (f"pins.{name}=(on)?{level}:{1 - level};" for name, level in self.resets.items())
         library = toolchain.build_library(
             self.verilog,
-            defines,
+            {"RESET(on)": "".join(levels)},
             harness="board_harness.cpp",
             top=self.top,
             label=self.name,
@@ -108,15 +94,8 @@ def plain_board(
     return BoardDesign(name, verilog, bit, resets={"rst": 1})
 
 
-BOARDS: dict[str, Callable[[Callable[[str], None] | None], BoardDesign]] = {
-    name: functools.partial(lambda config, progress: plain_board(config, progress=progress), config)
-    for name, config in PRESETS.items()
-}
-"""Plain boards of the presets by their names, as functions of `progress`."""
-
-
 def board_design(name: str, progress: Callable[[str], None] | None = None) -> BoardDesign:
-    """Look a board up.
+    """A board by its name, or a plain one by that of its preset.
 
     Raises
     ------
@@ -127,10 +106,10 @@ def board_design(name: str, progress: Callable[[str], None] | None = None) -> Bo
         from .board_tops import real_board
 
         return real_board(boards.BOARDS[name], progress)
-    if name not in BOARDS:
-        known = ", ".join([*boards.BOARDS, *BOARDS])
+    if name not in PRESETS:
+        known = ", ".join([*boards.BOARDS, *PRESETS])
         raise ValueError(f"unknown board {name!r}: choose one of {known}")
-    return BOARDS[name](progress)
+    return plain_board(PRESETS[name], progress=progress)
 
 
 class _Slice(ctypes.Structure):
@@ -143,7 +122,6 @@ class _Slice(ctypes.Structure):
         ("output", ctypes.c_void_p),
         ("capacity", ctypes.c_uint64),
         ("received", ctypes.c_uint64),
-        ("errors", ctypes.c_uint64),
         ("quiet", ctypes.c_uint64),
     )
 
@@ -208,7 +186,7 @@ class SimulatedBoard:
         return ctypes.string_at(self._output, work.received)
 
     def reset(self) -> None:
-        """Reset the board, by its reset pins if it has any, else by a power cycle."""
+        """Reset the board, by its reset pins."""
         self._library.board_reset(self._open)
 
     def send_break(self, bits: int = 20) -> None:
@@ -230,18 +208,12 @@ class SimulatedBoard:
 
 @functools.cache
 def _load(path: str) -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(path)
-    except OSError as error:
-        raise SimulationError(f"cannot load {path}, delete it to build it anew: {error}") from None
     handle, number = ctypes.c_void_p, ctypes.c_uint64
-    for name, result, arguments in (
-        ("create", handle, (number, number)),
-        ("destroy", None, (handle,)),
-        ("reset", None, (handle,)),
-        ("clocks", number, (handle,)),
-        ("run", None, (handle, ctypes.POINTER(_Slice), number, ctypes.c_int)),
-    ):
-        function = getattr(library, f"board_{name}")
-        function.restype, function.argtypes = result, arguments
-    return library
+    functions = {
+        "create": (handle, (number, number)),
+        "destroy": (None, (handle,)),
+        "reset": (None, (handle,)),
+        "clocks": (number, (handle,)),
+        "run": (None, (handle, ctypes.POINTER(_Slice), number, ctypes.c_int)),
+    }
+    return toolchain.load_library(path, "board", functions)

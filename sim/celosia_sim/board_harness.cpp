@@ -1,7 +1,6 @@
 // Drives the pins of a verilated board: its clock, and a UART at the other end of its serial line.
-// PIN_CLOCK, PIN_RX and PIN_TX name the pins; RESET(on) sets those that reset the board, if any do;
-// OTHER_PINS sets the rest. Times are counted in parts of a clock, so that bits need not be whole
-// numbers of clocks.
+// RESET(on) sets the pins that reset the board. Times are counted in parts of a clock, so that bits
+// need not be whole numbers of clocks.
 
 #include <cstdint>
 #include <memory>
@@ -26,7 +25,6 @@ struct Slice {
     uint8_t* output;  // room for bytes from it
     uint64_t capacity;
     uint64_t received;
-    uint64_t errors;  // of these, without a stop bit: they are left out
     uint64_t quiet;  // clocks since anything happened on the line, in any slice
 };
 
@@ -40,26 +38,20 @@ public:
 
     ~Board() { model->final(); }
 
-    // By the board's reset pins, or as a power cycle if it has none.
     void reset() {
-#ifdef RESET
         auto& pins = *model;
         RESET(1);
         for (int i = 0; i < kResetClocks; ++i) clock();
         RESET(0);
-#else
-        model->final();
-        power_up();
-#endif
     }
 
     void run(Slice& x, uint64_t limit, bool is_break) {
         for (; limit && x.received < x.capacity; --limit) {
             transmit(x, is_break);
-            model->PIN_CLOCK = 0;
+            model->clk = 0;
             model->eval();
             receive(x);
-            model->PIN_CLOCK = 1;
+            model->clk = 1;
             model->eval();
             ++clocks;
             const bool is_quiet = !sending && !receiving && !is_break;
@@ -74,18 +66,14 @@ private:
     void power_up() {
         model = std::make_unique<Vcelosia>(&context);
         auto& pins = *model;
-        (void)pins;
-        OTHER_PINS;
-#ifdef RESET
         RESET(0);
-#endif
-        pins.PIN_RX = 1;
+        pins.rx = 1;
     }
 
     void clock() {
-        model->PIN_CLOCK = 0;
+        model->clk = 0;
         model->eval();
-        model->PIN_CLOCK = 1;
+        model->clk = 1;
         model->eval();
         ++clocks;
     }
@@ -106,11 +94,11 @@ private:
             // Else what is left over of the last bit of the character before goes on.
             if (!is_going_on) send_left = bit_parts;
         }
-        model->PIN_RX = !is_break && (!sending || (send_bits & 1));
+        model->rx = !is_break && (!sending || (send_bits & 1));
     }
 
     void receive(Slice& x) {
-        const bool level = model->PIN_TX;
+        const bool level = model->tx;
         if (!receiving) {
             if (level) return;
             receiving = kBits;
@@ -122,11 +110,8 @@ private:
         receive_left += bit_parts;
         receive_bits = receive_bits >> 1 | level << (kBits - 1);
         if (--receiving) return;
-        if (level) {
-            x.output[x.received++] = receive_bits >> 1;
-        } else {
-            ++x.errors;
-        }
+        // Without a stop bit it is left out, as UARTs do.
+        if (level) x.output[x.received++] = receive_bits >> 1;
     }
 
     VerilatedContext context;

@@ -226,18 +226,12 @@ def _trace_format(trace: str | PathLike[str] | None) -> str | None:
 
 @functools.cache
 def _load(path: str) -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(path)
-    except OSError as error:
-        raise SimulationError(f"cannot load {path}, delete it to build it anew: {error}") from None
     handle, number = ctypes.c_void_p, ctypes.c_uint64
-    for name, result, arguments in (
-        ("create", handle, (ctypes.c_char_p, number, ctypes.c_double, ctypes.c_double)),
-        ("destroy", None, (handle,)),
-        ("reset", None, (handle,)),
-        ("clocks", number, (handle,)),
-        ("run", None, (handle, ctypes.POINTER(_Exchange), number, number)),
-    ):
-        function = getattr(library, f"celosia_{name}")
-        function.restype, function.argtypes = result, arguments
-    return library
+    functions = {
+        "create": (handle, (ctypes.c_char_p, number, ctypes.c_double, ctypes.c_double)),
+        "destroy": (None, (handle,)),
+        "reset": (None, (handle,)),
+        "clocks": (number, (handle,)),
+        "run": (None, (handle, ctypes.POINTER(_Exchange), number, number)),
+    }
+    return toolchain.load_library(path, "celosia", functions)

@@ -7,6 +7,7 @@ machine's processor and kept in the cache.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.metadata
 import importlib.util
@@ -21,11 +22,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import cache
 from .errors import SimulationError
 
-__all__ = ["Toolchain", "build_library", "find_toolchain"]
+__all__ = ["Toolchain", "build_library", "find_toolchain", "load_library"]
 
 MINIMUM_VERILATOR = (5, 30)
 TRACE_FORMATS = ("vcd", "fst")
@@ -145,6 +147,34 @@ def build_library(
 
     name = f"simulation-{label}{'-' + trace if trace else ''}-{key}.so"
     return cache.cached(name, build, progress)
+
+
+def load_library(
+    path: str, prefix: str, functions: Mapping[str, tuple[Any, Sequence[Any]]]
+) -> ctypes.CDLL:
+    """A compiled simulation.
+
+    Parameters
+    ----------
+    path : str
+    prefix : str
+        Of its functions, before an underscore.
+    functions : mapping
+        What they return and take, in ctypes.
+
+    Raises
+    ------
+    SimulationError
+        If it cannot be loaded.
+    """
+    try:
+        library = ctypes.CDLL(path)
+    except OSError as error:
+        raise SimulationError(f"cannot load {path}, delete it to build it anew: {error}") from None
+    for name, (result, arguments) in functions.items():
+        function = getattr(library, f"{prefix}_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
 
 
 def _find_verilator() -> tuple[tuple[str, ...], str, str]:
