@@ -52,7 +52,7 @@ class PacketMerge(wiring.Component):
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
-        signature = stream.Signature(PacketWord(config))
+        signature = stream.Signature(PacketWord(config.link_bytes))
         super().__init__(
             {"first": In(signature), "second": In(signature), "joined": Out(signature)}
         )
@@ -99,7 +99,7 @@ class Accelerator(wiring.Component):
         super().__init__(
             {
                 "command": In(stream.Signature(CommandWord(config))),
-                "result": Out(stream.Signature(PacketWord(config))),
+                "result": Out(stream.Signature(PacketWord(config.link_bytes))),
             }
         )
 
@@ -116,7 +116,7 @@ class Accelerator(wiring.Component):
         m.submodules.merge = merge = PacketMerge(config)
 
         connect(m, flipped(self.command), front_end.command)
-        m.submodules.replies = replies = RegisterSlice(PacketWord(config))
+        m.submodules.replies = replies = RegisterSlice(PacketWord(config.link_bytes))
         connect(m, front_end.reply, replies.i)
         connect(m, replies.o, merge.first)
         connect(m, drain.result, merge.second)

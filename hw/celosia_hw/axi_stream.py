@@ -68,7 +68,7 @@ class AxiStreamAccelerator(wiring.Component):
         m.d.reset += sync.rst.eq(~self.aresetn)
         m.submodules.accelerator = accelerator = Accelerator(self.config)
         m.submodules.command = command = RegisterSlice(CommandWord(self.config))
-        m.submodules.result = result = RegisterSlice(PacketWord(self.config))
+        m.submodules.result = result = RegisterSlice(PacketWord(self.config.link_bytes))
         connect(m, command.o, accelerator.command)
         connect(m, accelerator.result, result.i)
 

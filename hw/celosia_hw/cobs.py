@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from amaranth.hdl import Module, Mux, Signal
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .link_protocol import COBS_BLOCK
+from .packets import PacketWord
 from .ram import ram
 
-__all__ = ["CobsDecoder", "CobsEncoder", "FrameByte"]
+__all__ = ["CobsDecoder", "CobsEncoder"]
 
 _RING = 512
 """Bytes of the encoder's memory: two blocks, one that is counted and one that is sent."""
-
-
-class FrameByte(data.StructLayout):
-    """A byte of a frame.
-
-    Members
-    -------
-    data : 8
-    last : 1
-        The frame's last byte.
-    """
-
-    def __init__(self) -> None:
-        super().__init__({"data": 8, "last": 1})
 
 
 class CobsEncoder(wiring.Component):
@@ -39,7 +26,7 @@ class CobsEncoder(wiring.Component):
     Members
     -------
     i : In
-        Stream of `FrameByte`.
+        Stream of `PacketWord` of one byte, whose packets are frames.
     o : Out
         Stream of bytes.
     idle : Out(1)
@@ -49,7 +36,7 @@ class CobsEncoder(wiring.Component):
     def __init__(self) -> None:
         super().__init__(
             {
-                "i": In(stream.Signature(FrameByte())),
+                "i": In(stream.Signature(PacketWord(1))),
                 "o": Out(stream.Signature(8)),
                 "idle": Out(1, init=1),
             }

@@ -150,7 +150,7 @@ class Drain(wiring.Component):
                 "bank_free": Out(1),
                 "tile_done": Out(1),
                 "sent": Out(1),
-                "result": Out(stream.Signature(PacketWord(config))),
+                "result": Out(stream.Signature(PacketWord(config.link_bytes))),
             }
         )
 
@@ -159,10 +159,10 @@ class Drain(wiring.Component):
         m.submodules.jobs = jobs = fifo.SyncFIFO(width=DrainJob().size, depth=4)
         m.d.comb += [jobs.w_data.eq(self.job.payload), jobs.w_en.eq(self.job.valid)]
         m.submodules.results = results = fifo.SyncFIFOBuffered(
-            width=PacketWord(self._config).size, depth=FIFO_WORDS
+            width=PacketWord(self._config.link_bytes).size, depth=FIFO_WORDS
         )
         # The way from block RAM to the stream is long enough without what takes the words.
-        m.submodules.sender = sender = RegisterSlice(PacketWord(self._config))
+        m.submodules.sender = sender = RegisterSlice(PacketWord(self._config.link_bytes))
         connect(m, sender.o, flipped(self.result))
         m.d.comb += [
             sender.i.payload.eq(results.r_data),

@@ -70,7 +70,7 @@ class FrontEnd(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config
-        word = PacketWord(config)
+        word = PacketWord(config.link_bytes)
         super().__init__(
             {
                 "command": In(stream.Signature(CommandWord(config))),

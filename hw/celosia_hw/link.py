@@ -10,8 +10,9 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from .link_control import LinkControl
 from .link_frames import FrameReceiver, FrameSender
-from .link_memory import CommandFrames, LinkWord, ReplyFrames
+from .link_memory import CommandFrames, ReplyFrames
 from .link_protocol import CHARACTER_BITS, TOKEN_BYTES, Kind, LinkConfig
+from .packets import PacketWord
 from .uart import UartReceiver, UartTransmitter
 
 __all__ = ["SerialLink"]
@@ -42,9 +43,9 @@ class SerialLink(wiring.Component):
     rx, tx : In(1), Out(1)
         The line; `rx` may change at any time.
     commands : Out
-        Stream of `LinkWord`, to the accelerator.
+        Stream of `PacketWord`, to the accelerator.
     replies : In
-        Stream of `LinkWord`, from it.
+        Stream of `PacketWord`, from it.
     reset_core : Out(1)
         Reset the accelerator: a register, high for at least 14 clocks. No word passes meanwhile.
     busy : Out(1)
@@ -60,9 +61,7 @@ class SerialLink(wiring.Component):
         If a frame is too short for a word, or a bit too short.
     """
 
-    def __init__(
-        self, link: LinkConfig, link_bytes: int, clocks_per_bit: int | float | Fraction
-    ) -> None:
+    def __init__(self, link: LinkConfig, link_bytes: int, clocks_per_bit: int | Fraction) -> None:
         if link.frame_bytes < 1 + link_bytes:
             raise ValueError(
                 f"frame_bytes must be at least 1 + link_bytes, {1 + link_bytes}, "
@@ -73,7 +72,7 @@ class SerialLink(wiring.Component):
         self._clocks = Fraction(clocks_per_bit)
         self._receiver = UartReceiver(clocks_per_bit)
         self._transmitter = UartTransmitter(clocks_per_bit)
-        words = stream.Signature(LinkWord(link_bytes))
+        words = stream.Signature(PacketWord(link_bytes))
         super().__init__(
             {
                 "rx": In(1, init=1),

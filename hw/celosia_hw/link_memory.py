@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 from amaranth.hdl import Cat, Module, Signal
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .link_protocol import SEGMENT_END, SEGMENT_WORDS, SEQUENCE, LinkConfig
+from .packets import PacketWord
 from .ram import ram
 
-__all__ = ["CommandFrames", "LinkWord", "ReplyFrames"]
+__all__ = ["CommandFrames", "ReplyFrames"]
 
 _NUMBER = range(SEQUENCE)
-
-
-class LinkWord(data.StructLayout):
-    """A word of a packet.
-
-    Members
-    -------
-    data : unsigned
-        The first byte in the least significant bits.
-    last : 1
-        The packet's last word.
-    """
-
-    def __init__(self, link_bytes: int) -> None:
-        super().__init__({"data": 8 * link_bytes, "last": 1})
 
 
 class CommandFrames(wiring.Component):
@@ -52,7 +38,7 @@ class CommandFrames(wiring.Component):
         Frames committed and frames that have been taken out, modulo `SEQUENCE`.
     has_room : Out(1)
     words : Out
-        Stream of `LinkWord`.
+        Stream of `PacketWord`.
     """
 
     def __init__(self, link: LinkConfig, link_bytes: int) -> None:
@@ -68,7 +54,7 @@ class CommandFrames(wiring.Component):
                 "received": Out(_NUMBER),
                 "freed": Out(_NUMBER),
                 "has_room": Out(1, init=1),
-                "words": Out(stream.Signature(LinkWord(link_bytes))),
+                "words": Out(stream.Signature(PacketWord(link_bytes))),
             }
         )
 
@@ -177,7 +163,7 @@ class ReplyFrames(wiring.Component):
     Members
     -------
     words : In
-        Stream of `LinkWord`.
+        Stream of `PacketWord`.
     flush : In(1)
         Close the present frame, once the word that is being written is in it.
     closed : Out
@@ -197,7 +183,7 @@ class ReplyFrames(wiring.Component):
         self._link_bytes = link_bytes
         super().__init__(
             {
-                "words": In(stream.Signature(LinkWord(link_bytes))),
+                "words": In(stream.Signature(PacketWord(link_bytes))),
                 "flush": In(1),
                 "closed": Out(_NUMBER),
                 "oldest": In(_NUMBER),

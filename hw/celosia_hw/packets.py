@@ -14,11 +14,11 @@ __all__ = ["CommandWord", "PacketWord", "header_layout"]
 
 
 class PacketWord(data.StructLayout):
-    """A word of a packet.
+    """A word of a packet, or of a frame.
 
     Parameters
     ----------
-    config : AcceleratorConfig
+    link_bytes : int
 
     Members
     -------
@@ -28,8 +28,8 @@ class PacketWord(data.StructLayout):
         The packet's last word.
     """
 
-    def __init__(self, config: AcceleratorConfig) -> None:
-        super().__init__({"data": config.link_bits, "last": 1})
+    def __init__(self, link_bytes: int) -> None:
+        super().__init__({"data": 8 * link_bytes, "last": 1})
 
 
 class CommandWord(data.StructLayout):

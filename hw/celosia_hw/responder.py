@@ -45,7 +45,7 @@ class Responder(wiring.Component):
                 "tag": In(8),
                 "code": In(ErrorCode),
                 "counters": In(data.ArrayLayout(COUNTER_BITS, len(COUNTER_NAMES))),
-                "reply": Out(stream.Signature(PacketWord(config))),
+                "reply": Out(stream.Signature(PacketWord(config.link_bytes))),
             }
         )
 

@@ -37,7 +37,7 @@ class SerialAccelerator(wiring.Component):
     """
 
     def __init__(
-        self, config: AcceleratorConfig, link: LinkConfig, clocks_per_bit: int | float | Fraction
+        self, config: AcceleratorConfig, link: LinkConfig, clocks_per_bit: int | Fraction
     ) -> None:
         self.config = config
         self.link = link
@@ -64,21 +64,18 @@ class SerialAccelerator(wiring.Component):
         in_core = DomainRenamer("core")
         accelerator = Accelerator(self.config)
         command = RegisterSlice(CommandWord(self.config))
-        result = RegisterSlice(PacketWord(self.config))
+        result = RegisterSlice(PacketWord(self.config.link_bytes))
         m.submodules.accelerator = in_core(accelerator)
         m.submodules.command = in_core(command)
         m.submodules.result = in_core(result)
         wiring.connect(m, command.o, accelerator.command)
         wiring.connect(m, accelerator.result, result.i)
+        wiring.connect(m, result.o, link.replies)
         m.d.comb += [
             command.i.valid.eq(link.commands.valid),
             command.i.payload.data.eq(link.commands.payload.data),
             command.i.payload.last.eq(link.commands.payload.last),
             link.commands.ready.eq(command.i.ready),
-            link.replies.valid.eq(result.o.valid),
-            link.replies.payload.data.eq(result.o.payload.data),
-            link.replies.payload.last.eq(result.o.payload.last),
-            result.o.ready.eq(link.replies.ready),
             link.rx.eq(self.rx),
             self.tx.eq(link.tx),
             self.busy.eq(link.busy),

@@ -14,7 +14,7 @@ from .link_protocol import BREAK_BITS, CHARACTER_BITS
 __all__ = ["UartReceiver", "UartTransmitter"]
 
 
-def _check(clocks_per_bit: int | float | Fraction) -> Fraction:
+def _check(clocks_per_bit: int | Fraction) -> Fraction:
     clocks = Fraction(clocks_per_bit).limit_denominator(1 << 16)
     if not 2 <= clocks <= 1 << 16:
         raise ValueError(f"clocks_per_bit must be between 2 and 65536, not {clocks_per_bit}")
@@ -48,7 +48,7 @@ class UartTransmitter(wiring.Component):
         Nothing is being sent.
     """
 
-    def __init__(self, clocks_per_bit: int | float | Fraction) -> None:
+    def __init__(self, clocks_per_bit: int | Fraction) -> None:
         self._clocks = _check(clocks_per_bit)
         super().__init__(
             {"i": In(stream.Signature(8)), "tx": Out(1, init=1), "idle": Out(1, init=1)}
@@ -120,7 +120,7 @@ class UartReceiver(wiring.Component):
         The line has been low for `BREAK_BITS` bit times, and still is.
     """
 
-    def __init__(self, clocks_per_bit: int | float | Fraction) -> None:
+    def __init__(self, clocks_per_bit: int | Fraction) -> None:
         self._clocks = _check(clocks_per_bit)
         super().__init__(
             {
