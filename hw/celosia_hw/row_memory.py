@@ -60,6 +60,12 @@ class RowMemory(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         width, link = self._elements * ELEMENT_BITS, self._config.link_bits
+        # Block RAM is all over the chip. Registers that change for this memory alone are not merged
+        # with those of others, which would lead everywhere.
+        row = Signal.like(self.write_row, name="row_1", reset_less=True)
+        written = Signal.like(self.write_data, name="written", reset_less=True)
+        with m.If(self.write):
+            m.d.sync += [row.eq(self.write_row), written.eq(self.write_data)]
         for word, start in enumerate(range(0, width, link)):
             bits = min(link, width - start)
             storage = ram(bits, self._depth)
@@ -72,10 +78,9 @@ class RowMemory(wiring.Component):
                 for element in range(bits // ELEMENT_BITS)
             )
             here = self.write & (self.write_word == word)
-            # Block RAM is all over the chip.
             m.d.comb += [
-                write.addr.eq(delayed(m, self.write_row, 1, f"row_{word}")),
-                write.data.eq(delayed(m, self.write_data, 1, f"data_{word}")),
+                write.addr.eq(row),
+                write.data.eq(written),
                 write.en.eq(delayed(m, Mux(here, chosen, 0), 1, f"enable_{word}")),
                 read.addr.eq(self.read_row),
             ]
@@ -146,10 +151,13 @@ class FactorMemory(wiring.Component):
         write, read = storage.write_port(granularity=bits), storage.read_port()
         place = self.write_element % per_word
         chosen = Cat(~self.write_single | (place == i) for i in range(per_word))
-        address = self.write_group * words + self.write_word
+        # As in `RowMemory`.
+        with m.If(self.write):
+            m.d.sync += [
+                write.addr.eq(self.write_group * words + self.write_word),
+                write.data.eq(self.write_data),
+            ]
         m.d.comb += [
-            write.addr.eq(delayed(m, address, 1, "write_address")),
-            write.data.eq(delayed(m, self.write_data, 1, "written")),
             write.en.eq(delayed(m, Mux(self.write, chosen, 0), 1, "write_enable")),
         ]
 
