@@ -19,8 +19,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from .attention import run_attention
-
 try:
     import torch
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -31,6 +29,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from .device_cache import DeviceCache, DeviceTensor
+from .nn import attention
 
 __all__ = ["NAME", "DeviceCache", "attention_forward"]
 
@@ -87,18 +86,19 @@ def attention_forward(
     Returns
     -------
     output : (batch, L, Hq, Ev) tensor
-        Without a gradient. Rows that the mask keeps from all keys are 0.
+        With a gradient, as of `celosia.nn.attention`, but where a `DeviceCache` holds the keys.
+        Rows that the mask keeps from all keys are 0.
     weights : None
 
     Raises
     ------
     TypeError, ValueError
-        As `run_attention`; and for dropout, training, attention weights, tensors of several
-        devices, and other keywords. Nothing has been sent to the device then.
+        As `run_attention`; and for dropout, gradients through a `DeviceCache`, attention weights,
+        tensors of several devices, and other keywords. Nothing has been sent to the device then.
     DeviceError
         If no device is open.
     """
-    _check_call(module, query, dropout, kwargs)
+    _check_call(dropout, kwargs)
     _check_tensors(
         {
             "query": query,
@@ -113,6 +113,11 @@ def attention_forward(
         is_causal = getattr(module, "is_causal", True)
     is_causal = bool(is_causal) and attention_mask is None and queries > 1
     if isinstance(key, DeviceTensor):
+        if module.training and torch.is_grad_enabled() and query.requires_grad:
+            raise ValueError(
+                "attention to what a DeviceCache holds has no gradient: train without a cache, or "
+                "use torch.no_grad()"
+            )
         # The queries are those of the last tokens.
         attention_mask = _with_bias(attention_mask, position_bias, is_causal, keys - queries)
         causal = is_causal and attention_mask is None
@@ -121,7 +126,7 @@ def attention_forward(
         # As in PyTorch, the queries are those of the first tokens: a static cache being filled.
         attention_mask = _with_bias(attention_mask, position_bias, is_causal, 0)
         DeviceCache.make_room()
-        output = run_attention(
+        output = attention(
             *(query, key, value, attention_mask),
             is_causal=is_causal and attention_mask is None,
             scale=scaling,
@@ -130,18 +135,11 @@ def attention_forward(
     return output.transpose(1, 2).contiguous(), None
 
 
-def _check_call(
-    module: torch.nn.Module, query: torch.Tensor, dropout: float, kwargs: dict[str, Any]
-) -> None:
+def _check_call(dropout: float, kwargs: dict[str, Any]) -> None:
     if dropout:
         raise ValueError(
             f"dropout of attention weights must be 0 on the accelerator, not {dropout}: call "
             "model.eval(), or set the configuration's attention dropout to 0"
-        )
-    if module.training and torch.is_grad_enabled() and query.requires_grad:
-        raise ValueError(
-            "attention on the accelerator has no gradient here: call model.eval(), or use "
-            "torch.no_grad()"
         )
     given = {name for name, value in kwargs.items() if value is not None and value is not False}
     if "output_attentions" in given:
