@@ -242,3 +242,15 @@ def test_readme_figures_fit_the_architecture_page():
 
     readme, page = (ROOT / "README.md").read_text(), read("architecture.md")
     assert figures(page) < figures(readme)
+
+
+def test_proofs():
+    """Each property is in the table, with the number of its broken variants."""
+    import test_formal
+
+    variants = {one.name: len(one.broken) for one in test_formal.PROPERTIES}
+    found = []
+    for names, _, count in rows(section(read("verilog.md"), "Proofs"))[2:]:
+        assert sum(variants[name] for name in names.split(", ")) == int(count), names
+        found += names.split(", ")
+    assert sorted(found) == sorted(variants)

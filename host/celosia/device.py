@@ -327,8 +327,6 @@ class Device:
     ) -> list[bytes]:
         try:
             return self._open.exchange(commands, replies, progress)
-        except DeviceError:
-            raise
         except (ProtocolError, TimeoutError) as error:
             raise DeviceError(f"the device does not answer: {error}") from error
 

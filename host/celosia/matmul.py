@@ -22,12 +22,12 @@ from .parallel import DevicePool
 from .program import Packet, Program, Tile
 from .quantize import KeyTensor, Operand, Quantized, ValueTensor
 from .schedule import Head, interleave
+from .transforms import Rounding
 
 __all__ = ["MAX_INNER", "quantize_matrix", "run_matmul"]
 
 MAX_INNER = (1 << 17) - 1
 """Largest inner dimension whose products surely fit int32."""
-_LEVELS = 127
 
 
 def run_matmul(a: Any, b: Any, *, device: Device | DevicePool | str | None = None) -> Any:
@@ -87,7 +87,7 @@ def quantize_matrix(x: npt.NDArray, axis: int) -> Quantized:
     axis : int
         The inner one: -1 for a scale per row, -2 for one per column.
     """
-    scale = np.abs(x.astype(np.float64)).max(axis=axis, keepdims=True) / _LEVELS
+    scale = np.abs(x.astype(np.float64)).max(axis=axis, keepdims=True) / Rounding.LEVELS
     ratio = np.divide(x, scale, out=np.zeros(x.shape), where=scale > 0)
     return Quantized(np.rint(ratio).astype(np.int8), scale)
 

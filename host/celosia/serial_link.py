@@ -110,6 +110,7 @@ class HostLink:
         self._ack_frames = 1
         self._partial = bytearray()
         self._answer = self._nak = self._nak_sent = False
+        self._follows = False  # the last frame
         self._answer_at = math.inf
         self._ask_at = now
         self._character = CHARACTER_BITS / baud
@@ -151,8 +152,6 @@ class HostLink:
         line = line if self._follows else b"\0" + line
         self.bytes_sent += len(line)
         return line
-
-    _follows = False
 
     def deadline(self) -> float:
         """When `transmit` is to be asked again, if nothing arrives before."""

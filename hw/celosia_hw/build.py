@@ -251,7 +251,7 @@ def _result(
 
 
 def check_timing(report: dict, clock_mhz: float) -> float:
-    """Fmax of the fastest clock in a report of nextpnr, in MHz.
+    """Fmax of the accelerator's clock in a report of nextpnr, in MHz.
 
     Parameters
     ----------

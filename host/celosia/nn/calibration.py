@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..arrays import array_of
+from ..transforms import Rounding
 from .functional import float_attention, float_linear
 from .layers import LayerStack
 from .routing import AttentionMode, routed
@@ -22,7 +23,6 @@ from .scales import AttentionScales, Float, heads_of, rotated
 __all__ = ["Calibration", "calibrate"]
 
 _FORMAT = "celosia-calibration-1"
-_LEVELS = 127
 _FIELDS = tuple(field.name for field in fields(AttentionScales))
 
 
@@ -166,7 +166,7 @@ class _Observer:
 
     def __init__(self, layers: LayerStack, headroom: float) -> None:
         self.calibration = Calibration()
-        self._layers, self._factor = layers, headroom / _LEVELS
+        self._layers, self._factor = layers, headroom / Rounding.LEVELS
 
     def attention(
         self,

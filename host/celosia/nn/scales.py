@@ -11,12 +11,11 @@ from torch import Tensor
 
 from ..arrays import array_of, like
 from ..quantize import Quantized
-from ..transforms import rotation
+from ..transforms import Rounding, rotation
 
 __all__ = ["AttentionScales", "heads_of", "quantize_input", "rotated"]
 
 Float = npt.NDArray[np.float64]
-_LEVELS = 127
 
 
 @dataclass(frozen=True)
@@ -100,4 +99,6 @@ def _rounded(array: Float, scale: Float) -> Quantized:
     if not np.isfinite(array).all():
         raise ValueError("a tensor contains NaN or infinity")
     scales: Any = scale[:, None, None] if array.ndim > 3 else scale[0]
-    return Quantized(np.rint(array / scales).clip(-_LEVELS, _LEVELS).astype(np.int8), scales)
+    return Quantized(
+        np.rint(array / scales).clip(-Rounding.LEVELS, Rounding.LEVELS).astype(np.int8), scales
+    )
