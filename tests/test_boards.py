@@ -20,9 +20,20 @@ from celosia_hw import tools
 from celosia_hw.boards import BOARDS, Board, BoardError, board
 from celosia_hw.boards.clocking import PLLS, Dividers, Limits, dividers
 from celosia_hw.boards.pins import CONSTRAINTS, constraints, locate, platform, source_hz
+from celosia_hw.boards.top import RESET_CLOCKS
 from celosia_hw.build import TimingError, build, check_timing
 from celosia_hw.config import preset
-from celosia_hw.link_protocol import bit_rate
+from celosia_hw.link_protocol import (
+    CHARACTER_BITS,
+    Frame,
+    Kind,
+    bit_rate,
+    decode_frame,
+    encode_frame,
+    split_segments,
+)
+from celosia_hw.protocol import COMMAND_BYTES, COUNTERS_FIELDS, Opcode, encode_header
+from celosia_sim.board import SimulatedBoard
 from celosia_sim.board_tops import real_board
 from celosia_sim.virtual_board import VirtualBoard
 
@@ -178,6 +189,46 @@ def test_the_driver_on_a_whole_board(target: Board) -> None:
     ):
         assert device.config == model.config
         assert np.array_equal(attention(device), attention(model))
+
+
+@EVERY
+def test_leds(target: Board) -> None:
+    fast = small(target)
+    character = int(CHARACTER_BITS * bit_rate(fast.clock_hz, fast.baud))
+    board = SimulatedBoard(real_board(fast))
+    board.run(RESET_CLOCKS // 2)
+    assert board.shining == set(), "in reset"
+    board.run(RESET_CLOCKS)
+    assert board.shining == {"led_idle"}
+
+    board.to_board += b"\x05damaged\0"
+    board.run(20 * character)
+    assert board.shining == {"led_error"}
+    board.run(target.link.retry_characters * character)
+    assert board.shining == {"led_idle"}
+
+    command = encode_header(COUNTERS_FIELDS, COMMAND_BYTES, opcode=Opcode.IDENTIFY, tag=1)
+    ((payload, _),) = split_segments([command], fast.config.link_bytes, fast.link.frame_bytes)
+    board.to_board += encode_frame(Frame(Kind.HELLO, 1, payload=b"here"))
+    board.to_board += encode_frame(Frame(Kind.DATA, 1, credit=1, payload=payload))
+    received = board.run(500 * character)
+    kinds = [frame.kind for line in received.split(b"\0") if (frame := decode_frame(line))]
+    assert {Kind.WELCOME, Kind.DATA} <= set(kinds)
+    assert board.shining == {"led_busy"}, "until the reply is acknowledged"
+    board.to_board += encode_frame(Frame(Kind.ACK, 1, seq=1, ack=1, credit=1))
+    board.run(100 * character)
+    assert board.shining == {"led_busy"}, "a moment longer"
+    board.run(target.clock_hz // 50)
+    assert board.shining == {"led_idle"}
+
+    board.send_break()
+    board.run(RESET_CLOCKS)
+    assert board.shining == set()
+    board.run(RESET_CLOCKS)
+    assert board.shining == {"led_idle"}
+    board.reset()
+    assert board.shining == set()
+    board.close()
 
 
 # Bitstreams.

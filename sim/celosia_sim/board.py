@@ -37,6 +37,8 @@ class BoardDesign:
         Its pins are ``clk``, ``rx``, ``tx`` and those of `resets`; there is no other input.
     resets : mapping
         Pins that reset the board, and the level with which they do.
+    leds : mapping
+        Pins of LEDs, and the level with which they shine.
     """
 
     name: str
@@ -44,6 +46,7 @@ class BoardDesign:
     clocks_per_bit: Fraction
     top: str = "celosia"
     resets: Mapping[str, int] = field(default_factory=dict)
+    leds: Mapping[str, int] = field(default_factory=dict)
 
     def build(self, progress: Callable[[str], None] | None = None) -> ctypes.CDLL:
         """The compiled simulation, from the cache or built.
@@ -54,9 +57,10 @@ class BoardDesign:
             If a tool is missing or fails.
         """
         levels = (f"pins.{name}=(on)?{level}:{1 - level};" for name, level in self.resets.items())
+        lit = [f"(pins.{led}=={level})<<{i}" for i, (led, level) in enumerate(self.leds.items())]
         library = toolchain.build_library(
             self.verilog,
-            {"RESET(on)": "".join(levels)},
+            {"RESET(on)": "".join(levels), "LEDS": "|".join(lit) or "0"},
             harness="board_harness.cpp",
             top=self.top,
             label=self.name,
@@ -193,6 +197,12 @@ class SimulatedBoard:
         """Hold the line to the board low for a while."""
         self._break_until = self.clocks + int(bits * self.design.clocks_per_bit)
 
+    @property
+    def shining(self) -> set[str]:
+        """The LEDs that shine now, by the names of their pins."""
+        lit = self._library.board_leds(self._open)
+        return {name for bit, name in enumerate(self.design.leds) if lit >> bit & 1}
+
     def close(self) -> None:
         """Free the simulation; closing twice does nothing."""
         handle, self._handle = self._handle, None
@@ -214,6 +224,7 @@ def _load(path: str) -> ctypes.CDLL:
         "destroy": (None, (handle,)),
         "reset": (None, (handle,)),
         "clocks": (number, (handle,)),
+        "leds": (number, (handle,)),
         "run": (None, (handle, ctypes.POINTER(_Slice), number, ctypes.c_int)),
     }
     return toolchain.load_library(path, "board", functions)

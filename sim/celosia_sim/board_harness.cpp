@@ -1,6 +1,6 @@
 // Drives the pins of a verilated board: its clock, and a UART at the other end of its serial line.
-// RESET(on) sets the pins that reset the board. Times are counted in parts of a clock, so that bits
-// need not be whole numbers of clocks.
+// RESET(on) sets the pins that reset the board, LEDS has a bit for each LED that shines. Times are
+// counted in parts of a clock, so that bits need not be whole numbers of clocks.
 
 #include <cstdint>
 #include <memory>
@@ -58,6 +58,12 @@ public:
             quiet = is_quiet ? quiet + 1 : 0;
         }
         x.quiet = quiet;
+    }
+
+    uint64_t leds() const {
+        const auto& pins = *model;
+        (void)pins;
+        return LEDS;
     }
 
     uint64_t clocks = 0;
@@ -138,6 +144,8 @@ EXPORT void board_destroy(Board* board) { delete board; }
 EXPORT void board_reset(Board* board) { board->reset(); }
 
 EXPORT uint64_t board_clocks(const Board* board) { return board->clocks; }
+
+EXPORT uint64_t board_leds(const Board* board) { return board->leds(); }
 
 EXPORT void board_run(Board* board, Slice* slice, uint64_t limit, int is_break) {
     board->run(*slice, limit, is_break != 0);

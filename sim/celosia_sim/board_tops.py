@@ -55,11 +55,14 @@ def real_board(
     verilog = cached_verilog(board.name, [repr(board)], write, progress)
     from celosia_hw.boards.pins import locate
 
-    (button,) = [pin for pin in locate(board) if pin.port == "button"]
+    pins = locate(board)
+    (button,) = [pin for pin in pins if pin.port == "button"]
+    leds = [pin for pin in pins if pin.port.startswith("led_")]
     return BoardDesign(
         board.name,
         verilog + cells(verilog),
         bit_rate(board.clock_hz, board.baud),
         top=board.module,
         resets={"button": int(not button.is_inverted)},
+        leds={pin.port: int(not pin.is_inverted) for pin in leds},
     )
