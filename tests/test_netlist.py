@@ -9,6 +9,7 @@ import pytest
 
 import celosia_sim
 from celosia_hw.config import AcceleratorConfig
+from celosia_hw.synthesis import ECP5
 from celosia_hw.tools import find_tool, run_tool
 from celosia_hw.verilog import export
 from celosia_sim.compiled import CompiledSimulation
@@ -52,7 +53,7 @@ def test_ecp5_cells(tmp_path: Path) -> None:
     for cell in ("MULT18X18D", "DP16KD"):
         (tmp_path / f"{cell}.v").write_text((CELLS / f"{cell}.v").read_text())
     mapped = synthesize(
-        "read_verilog core.v; synth_ecp5 -nodsp -top celosia; write_verilog -noattr netlist.v",
+        f"read_verilog core.v; {ECP5.format(top='celosia')}; write_verilog -noattr netlist.v",
         tmp_path,
     )
     for cell in ("MULT18X18D", "DP16KD", "LUT4", "CCU2C", "TRELLIS_FF"):

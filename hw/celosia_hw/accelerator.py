@@ -59,7 +59,8 @@ class PacketMerge(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        locked, held = Signal(), Signal()
+        locked = Signal()
+        held = Signal()
         choice = Mux(locked, held, ~self.first.valid)
         with m.If(self.joined.valid):
             # A packet that has been offered stays, also while it is not accepted.
@@ -116,9 +117,7 @@ class Accelerator(wiring.Component):
         m.submodules.merge = merge = PacketMerge(config)
 
         connect(m, flipped(self.command), front_end.command)
-        m.submodules.replies = replies = RegisterSlice(PacketWord(config.link_bytes))
-        connect(m, front_end.reply, replies.i)
-        connect(m, replies.o, merge.first)
+        connect(m, front_end.reply, merge.first)
         connect(m, drain.result, merge.second)
         connect(m, merge.joined, flipped(self.result))
 
@@ -212,15 +211,16 @@ class Accelerator(wiring.Component):
             sums.group.eq(conductor.interval_buffer),
             conductor.sums.eq(sums.factor),
         ]
-        # Query buffers and banks of accumulators both alternate with every query tile.
-        self._state_bank = write.group
-        self._state_row = write.row
-        self._state_word = Mux(
-            valid & (write.target == Target.STATE_OUTPUTS) & (write.part == OUTPUT_PARTS - 1),
-            1 << write.word,
-            0,
-        )
-        self._state_outputs = numbers(*parts[: OUTPUT_PARTS - 1], write.data)
+        # Outputs a clock later, from registers, as the accumulators are all over the chip. Query
+        # buffers and banks of accumulators both alternate with every query tile.
+        is_output = valid & (write.target == Target.STATE_OUTPUTS)
+        is_complete = is_output & (write.part == OUTPUT_PARTS - 1)
+        words = range(config.words(2 * config.query_lanes))
+        writes = Cat(is_complete & (write.word == word) for word in words)
+        self._state_writes = delayed(m, writes, 1, "state_writes")
+        self._state_bank = delayed(m, write.group[0], 1, "state_bank")
+        self._state_row = delayed(m, write.row, 1, "state_row")
+        self._state_outputs = numbers(*parts[:OUTPUT_PARTS])
 
     def _memories(self, m: Module, front_end, sequencer, conductor, scores, values) -> None:
         config = self.config
@@ -300,7 +300,7 @@ class Accelerator(wiring.Component):
                 softmax.initial_total.eq(conductor.initial_total),
                 accumulator.score.eq(scores.scores[c]),
                 accumulator.is_product.eq(conductor.is_product),
-                accumulator.state_write.eq(self._state_word[c // per_word]),
+                accumulator.state_write.eq(self._state_writes[c // per_word]),
                 accumulator.state_bank.eq(self._state_bank),
                 accumulator.state_index.eq(self._state_row),
                 accumulator.state.eq(self._state_outputs[c % per_word].as_signed()),

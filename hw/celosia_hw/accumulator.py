@@ -156,7 +156,8 @@ class AccumulatorLane(wiring.Component):
         depth = wait // max(self._config.key_rows, self._config.tile_latency) + 2
         m.submodules.rescale_ring = ring = memory.Memory(shape=SHIFT_BITS, depth=depth, init=[])
         write, read = ring.write_port(), ring.read_port(domain="comb")
-        place, taken = Signal(range(depth)), Signal(range(depth))
+        place = Signal(range(depth))
+        taken = Signal(range(depth))
         with m.If(self.rescale_valid):
             m.d.sync += place.eq(Mux(place == depth - 1, 0, place + 1))
         shift = Signal(SHIFT_BITS, reset_less=True)

@@ -14,7 +14,7 @@ from .boards.pins import CONSTRAINTS, constraints, platform
 from .boards.top import BoardTop
 from .config import AcceleratorConfig
 from .netlist import count_cells
-from .synthesis import INSTALL, Progress, critical_path, read_report, synthesise
+from .synthesis import ECP5, INSTALL, Progress, critical_path, read_report, synthesise
 from .tools import ToolError, find_tool, run_tool
 from .verilog import Target, convert
 
@@ -32,7 +32,7 @@ class Flow:
     Attributes
     ----------
     synthesis : str
-        Yosys command.
+        Yosys script, with ``{top}`` for the top module.
     place, pack : callable
         Of the platform, the words of a command; files are ``{name}`` and a suffix.
     suffix : str
@@ -65,14 +65,13 @@ def _place_gowin(chip: Any) -> tuple[str, ...]:
 
 FLOWS: dict[str, Flow] = {
     "ecp5": Flow(
-        # Multipliers are instantiated; any other product is small.
-        "synth_ecp5 -nodsp",
+        ECP5,
         _place_ecp5,
         lambda chip: ("yowasp-ecppack", "--compress", "{name}.config", "{name}.bit"),
         "bit",
     ),
     "gowin": Flow(
-        "synth_gowin -family gw2a",
+        "synth_gowin -family gw2a -top {top}",
         _place_gowin,
         lambda chip: (
             *("gowin_pack", "-d", chip.family, "--mspi_as_gpio", "--sspi_as_gpio"),

@@ -48,14 +48,14 @@ class CobsEncoder(wiring.Component):
         write, read = ring.write_port(), ring.read_port()
 
         # The bytes up to `done` may be read; behind come a block's code byte and its bytes.
-        done, place, taken = (
-            Signal(range(_RING)),
-            Signal(range(_RING), init=1),
-            Signal(range(_RING)),
-        )
-        used, has_room = Signal(range(_RING)), Signal()
+        done = Signal(range(_RING))
+        place = Signal(range(_RING), init=1)
+        taken = Signal(range(_RING))
+        used = Signal(range(_RING))
+        has_room = Signal()
         code = Signal(8, init=1)
-        byte, last = Signal(8), Signal()
+        byte = Signal(8)
+        last = Signal()
         m.d.sync += [
             used.eq((place - taken)[: len(used)]),
             # Some bytes are written after this is known.
@@ -146,7 +146,9 @@ class CobsDecoder(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         # Bytes until the next code byte; whether that stands for a 0; whether a frame has begun.
-        left, is_zero, begun = Signal(8), Signal(), Signal()
+        left = Signal(8)
+        is_zero = Signal()
+        begun = Signal()
         is_delimiter, is_code = self.i_data == 0, left == 0
         m.d.sync += [
             self.valid.eq(self.i_valid & ~is_delimiter & (~is_code | (is_zero & begun))),

@@ -237,7 +237,8 @@ class Conductor(wiring.Component):
         slope_bias = self._slope_bias(m, platform, tile)
         event = self._later(m, tile, timing.mask - 1, "masks", "mask bias bias_shift")
         steps = self._steps(m, event, "mask_steps", config.key_rows - 1, config.key_rows)
-        place, following = Signal(range(MASK_TILES)), Signal(range(MASK_TILES))
+        place = Signal(range(MASK_TILES))
+        following = Signal(range(MASK_TILES))
         with m.If(event.valid):
             m.d.sync += [
                 place.eq(following),
@@ -296,7 +297,8 @@ class Conductor(wiring.Component):
     def _interval(self, m: Module, event: _Event) -> None:
         """The key interval, lane after lane: by the rule, or from the memory."""
         start = event.valid & event.record.first
-        low, high = Signal(signed(18)), Signal(signed(18))
+        low = Signal(signed(18))
+        high = Signal(signed(18))
         limit = self._hold(m, event, "limit", "limit")
         low_step = self._hold(m, event, "low_step", "low_step")
         high_step = self._hold(m, event, "high_step", "high_step")

@@ -97,9 +97,9 @@ class Drain(wiring.Component):
     """Reads finished accumulators and makes RESULT, STATE or PRODUCT packets.
 
     Results are divided by the row sums; states and products go through the same pipeline in parts
-    of 16 bits, as they are. Throughput: a group of `normalizer_lanes` results or parts a clock.
-    Back-pressure on `result` never
-    reaches the arrays: accumulators are read only as far as the result FIFO has room for them.
+    of 16 bits, as they are. Throughput: a group of `normalizer_lanes` results or parts a clock, and two
+    clocks more for each query tile. Back-pressure on `result` never reaches the arrays: accumulators
+    are read only as far as the result FIFO has room for them.
     A bank is handed back as soon as all that is left of it is sure to be read before the next
     query tile can reach it.
 
@@ -156,7 +156,7 @@ class Drain(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        m.submodules.jobs = jobs = fifo.SyncFIFO(width=DrainJob().size, depth=4)
+        m.submodules.jobs = jobs = fifo.SyncFIFOBuffered(width=DrainJob().size, depth=4)
         m.d.comb += [jobs.w_data.eq(self.job.payload), jobs.w_en.eq(self.job.valid)]
         m.submodules.results = results = fifo.SyncFIFOBuffered(
             width=PacketWord(self._config.link_bytes).size, depth=FIFO_WORDS
@@ -172,8 +172,11 @@ class Drain(wiring.Component):
         job = data.View(DrainJob(), jobs.r_data)
 
         # Words for which the FIFO surely has room.
-        credit, spend = Signal(range(FIFO_WORDS + 1), init=FIFO_WORDS), Signal()
+        credit = Signal(range(FIFO_WORDS + 1), init=FIFO_WORDS)
+        spend = Signal()
         m.d.sync += credit.eq(credit - spend + (results.r_rdy & results.r_en))
+        # A clock late, in which one is spent; the last one may stay unused.
+        has_credit = delayed(m, credit > 1, 1, "has_credit")
         m.d.comb += self.sent.eq((credit == FIFO_WORDS) & ~sender.o.valid)
 
         is_product = job.kind == DrainKind.PRODUCT
@@ -182,11 +185,14 @@ class Drain(wiring.Component):
         )
         sums = self._store(m, "sums", self.total_valid, Cat(self.total, self.maximum))
         tiles = Signal(range(4))
+        # The clock after the end, which is known late.
+        has_ended = Signal()
         header, step, word_end, end, place = self._read_pass(
-            m, job, jobs.r_rdy & (is_product | (tiles != 0)), credit, spend
+            m, job, jobs.r_rdy & ~has_ended & (is_product | (tiles != 0)), credit, has_credit, spend
         )
+        m.d.sync += has_ended.eq(end)
         m.d.sync += tiles.eq(tiles + reciprocals.complete - (end & ~is_product))
-        m.d.comb += [jobs.r_en.eq(end), self.tile_done.eq(end)]
+        m.d.comb += [jobs.r_en.eq(has_ended), self.tile_done.eq(has_ended)]
 
         values = self._normalize(m, job, place, end & ~is_product, reciprocals.read, sums.read)
         latency = SELECT + values.latency
@@ -219,45 +225,77 @@ class Drain(wiring.Component):
         last = (place == groups - 1) | (place == 2 * groups - 1)
         return _Store(delayed(m, valid & lane_last & last, 1, f"{name}_stored"), read)
 
-    def _read_pass(self, m: Module, job, ready: Value, credit: Signal, spend: Signal):
+    def _read_pass(self, m: Module, job, ready: Value, credit, has_credit, spend: Signal):
         """Walk over rows, link words, parts and groups of lanes, after a clock for the header."""
         config, groups = self._config, self._groups
         row_words = config.words(2 * config.query_lanes)
-        busy, header, step = Signal(), Signal(), Signal()
-        first_group, sub = Signal(range(max(groups, 2))), Signal(range(max(self._per_word, 2)))
-        part, in_sums = Signal(range(SUM_PARTS)), Signal()
+        busy = Signal()
+        header = Signal()
+        step = Signal()
+        first_group = Signal(range(max(groups, 2)))
+        sub = Signal(range(max(self._per_word, 2)))
+        part = Signal(range(SUM_PARTS))
+        in_sums = Signal()
         words_left = Signal(range(config.accumulator_depth * row_words + 1))
-        word_end, row_end, end = Signal(), Signal(), Signal()
+        word_end = Signal()
+        row_end = Signal()
+        end = Signal()
+        is_last_row = Signal()
         group = Signal.like(first_group)
+        # Whether the group is its word's first or last, and that and the part their row's last, is
+        # known before they come.
+        is_word_first = Signal(init=1)
+        is_word_last = Signal(init=groups == 1 or self._per_word == 1)
+        is_row_last = Signal(init=groups == 1)
+        is_part_last = Signal()
         is_result = job.kind == DrainKind.RESULT
         outputs = Mux(job.kind == DrainKind.STATE, OUTPUT_PARTS - 1, PRODUCT_PARTS - 1)
         last_part = Mux(is_result, 0, Mux(in_sums, SUM_PARTS - 1, outputs))
         m.d.comb += [
-            group.eq(first_group + sub),
-            header.eq(~busy & ready & (credit != 0)),
-            step.eq(busy & ((credit != 0) | (sub != 0))),
-            word_end.eq(step & ((sub == self._per_word - 1) | (group == groups - 1))),
-            row_end.eq(word_end & (part == last_part) & (group == groups - 1)),
-            end.eq(row_end & ~in_sums & (self.index == job.last_value_dim)),
-            spend.eq(header | step & (sub == 0)),
+            header.eq(~busy & ready & has_credit),
+            step.eq(busy & (has_credit | ~is_word_first)),
+            word_end.eq(step & is_word_last),
+            row_end.eq(word_end & is_part_last & is_row_last),
+            end.eq(row_end & is_last_row),
+            spend.eq(header | step & is_word_first),
         ]
         with m.If(header):
             m.d.sync += [
                 busy.eq(1),
+                is_part_last.eq(is_result),
                 in_sums.eq(job.kind == DrainKind.STATE),
+                is_last_row.eq((job.kind != DrainKind.STATE) & (job.last_value_dim == 0)),
                 words_left.eq((job.last_value_dim + 1) * row_words),
             ]
+        next_sub = Signal.like(sub)
+        next_first = Signal.like(group)
+        next_group = Signal.like(group)
+        after_word = Mux(is_row_last, 0, first_group + self._per_word)
+        m.d.comb += [
+            next_sub.eq(Mux(is_word_last, 0, sub + 1)),
+            next_first.eq(Mux(is_part_last, after_word, first_group)),
+            next_group.eq(Mux(is_word_last, next_first, group + 1)),
+        ]
         with m.If(step):
-            m.d.sync += [sub.eq(sub + 1), words_left.eq(words_left - (sub == 0))]
+            m.d.sync += [
+                sub.eq(next_sub),
+                group.eq(next_group),
+                is_word_first.eq(next_sub == 0),
+                is_word_last.eq((next_sub == self._per_word - 1) | (next_group == groups - 1)),
+                is_row_last.eq(next_group == groups - 1),
+                words_left.eq(words_left - is_word_first),
+            ]
         with m.If(word_end):
-            m.d.sync += [sub.eq(0), part.eq(part + 1)]
-            with m.If(part == last_part):
-                m.d.sync += [part.eq(0), first_group.eq(first_group + self._per_word)]
+            m.d.sync += [
+                part.eq(Mux(is_part_last, 0, part + 1)),
+                is_part_last.eq(Mux(is_part_last, is_result, part + 1 == last_part)),
+                first_group.eq(next_first),
+            ]
         with m.If(row_end):
             m.d.sync += [
-                first_group.eq(0),
                 in_sums.eq(0),
                 self.index.eq(self.index + ~in_sums),
+                is_last_row.eq(self.index + ~in_sums == job.last_value_dim),
             ]
         with m.If(end):
             m.d.sync += [busy.eq(0), self.index.eq(0), self.bank.eq(~self.bank)]
@@ -266,7 +304,7 @@ class Drain(wiring.Component):
         timing = Timing(config)
         words = max((timing.probability + config.key_rows) // self._per_word - 1, 0)
         freed = Signal()
-        certain = busy & is_result & ~freed & (words_left <= words) & (words_left <= credit)
+        certain = busy & is_result & ~freed & (words_left <= words) & (words_left < credit)
         m.d.comb += self.bank_free.eq(certain | end & ~freed)
         m.d.sync += freed.eq((freed | certain) & ~end)
         return header, step, word_end, end, _Place(group, part, in_sums)
@@ -325,7 +363,8 @@ class Drain(wiring.Component):
             "code": Const(0, REPLY_FIELDS["code"]),
             "last_value_dim": heads.o[8:16],
         }
-        write, last = Signal(), Signal()
+        write = Signal()
+        last = Signal()
         m.d.sync += [write.eq(heads.o_valid | step & full), last.eq(end)]
         with m.If(heads.o_valid):
             m.d.sync += word.eq(Cat(fields[name] for name in REPLY_FIELDS))

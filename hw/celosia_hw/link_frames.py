@@ -87,9 +87,13 @@ class FrameReceiver(wiring.Component):
         header_left = Signal(range(HEADER_BYTES + 1), init=HEADER_BYTES)
         # Bytes behind the header; more than the longest frame has look like one more.
         longest = self._link.frame_bytes + CRC_BYTES
-        size, overlong = Signal(range(longest + 2)), Signal()
-        ending, whole = Signal(4), Signal()
-        fits, matches, expected = Signal(), Signal(), Signal(17)
+        size = Signal(range(longest + 2))
+        overlong = Signal()
+        ending = Signal(4)
+        whole = Signal()
+        fits = Signal()
+        matches = Signal()
+        expected = Signal(17)
         header = self.header.as_value()
         m.d.sync += [
             self.write.eq(0),
@@ -192,9 +196,12 @@ class FrameSender(wiring.Component):
         answer = Array([*token, *(Const(byte, 8) for byte in self._welcome)])
 
         shift = Signal(8 * HEADER_BYTES)
-        left, remaining = Signal(range(8)), Signal(16)
-        is_welcome, byte = Signal(), Signal(8)
-        out, is_checked = encoder.i, Signal()
+        left = Signal(range(8))
+        remaining = Signal(16)
+        is_welcome = Signal()
+        byte = Signal(8)
+        out = encoder.i
+        is_checked = Signal()
         m.d.comb += [
             crc.valid.eq(is_checked & out.ready),
             crc.data.eq(out.payload.data),

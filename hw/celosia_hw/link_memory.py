@@ -68,7 +68,8 @@ class CommandFrames(wiring.Component):
         length_write, length_read = lengths.write_port(), lengths.read_port()
         newest, oldest = self.received[: len(slot).bit_length() - 1], self.freed
         oldest = oldest[: len(newest)]
-        held, position = Signal(_NUMBER), Signal(range(link.frame_bytes + 1))
+        held = Signal(_NUMBER)
+        position = Signal(range(link.frame_bytes + 1))
         at_end = Signal()
         m.d.comb += [
             write.addr.eq(Cat(self.position, newest)),
@@ -93,7 +94,9 @@ class CommandFrames(wiring.Component):
         # Block RAM alone takes half a clock, so its output gets a register.
         byte = Signal(8)
         m.d.sync += byte.eq(read.data)
-        words, is_end, left = Signal(7), Signal(), Signal(range(size + 1))
+        words = Signal(7)
+        is_end = Signal()
+        left = Signal(range(size + 1))
         shift = self.words.payload.data
         with m.FSM():
             with m.State("WAIT"):
@@ -203,7 +206,8 @@ class ReplyFrames(wiring.Component):
         m.submodules.lengths = lengths = ram(range(link.frame_bytes + 1), link.frames)
         write, read = store.write_port(), store.read_port()
         length_write, length_read = lengths.write_port(), lengths.read_port()
-        place, slot = Signal(range(link.frame_bytes + 1)), self.closed[:bits]
+        place = Signal(range(link.frame_bytes + 1))
+        slot = self.closed[:bits]
         address = Signal(range(link.frame_bytes))
         m.d.comb += [
             read.addr.eq(Cat(self.position, self.frame[:bits])),
@@ -217,11 +221,17 @@ class ReplyFrames(wiring.Component):
             length_write.data.eq(place),
         ]
 
-        held, is_full = Signal(_NUMBER), Signal()
+        held = Signal(_NUMBER)
+        is_full = Signal()
         # `is_filled`: not even a segment of one word fits; `is_last`: not another word.
-        head, words, is_open = Signal(range(link.frame_bytes)), Signal(7), Signal()
-        no_word, no_segment, ends = Signal(), Signal(), Signal()
-        shift, left = Signal(8 * size), Signal(range(size + 1))
+        head = Signal(range(link.frame_bytes))
+        words = Signal(7)
+        is_open = Signal()
+        no_word = Signal()
+        no_segment = Signal()
+        ends = Signal()
+        shift = Signal(8 * size)
+        left = Signal(range(size + 1))
         m.d.comb += held.eq(self.closed - self.oldest)
         m.d.sync += [
             is_full.eq(held >= link.frames),

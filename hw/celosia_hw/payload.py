@@ -94,6 +94,29 @@ def _words(config: AcceleratorConfig) -> list[int]:
     ]
 
 
+def _counter(
+    m: Module, name: str, last: Value, step: Value, reload: Value
+) -> tuple[Signal, Signal]:
+    """Count from 0 to the value that `last` had at `reload`, over and over.
+
+    Returns
+    -------
+    count, is_last : Signal
+        Both registers.
+    """
+    count = Signal(len(last), name=name)
+    held = Signal(len(last), name=f"last_{name}", reset_less=True)
+    is_last = Signal(name=f"is_last_{name}")
+    with m.If(reload):
+        m.d.sync += [count.eq(0), held.eq(last), is_last.eq(last == 0)]
+    with m.Elif(step):
+        m.d.sync += [
+            count.eq(Mux(is_last, 0, count + 1)),
+            is_last.eq(Mux(is_last, held == 0, count + 1 == held)),
+        ]
+    return count, is_last
+
+
 class PayloadWriter(wiring.Component):
     """Walks over the memories as the words of a payload come in.
 
@@ -106,8 +129,8 @@ class PayloadWriter(wiring.Component):
     Members
     -------
     start : In(1)
-        Strobe: a payload may begin; the following are beside it, those from `present` on hold
-        during the payload, and `present` since the clock before.
+        Strobe: a payload may begin two clocks later. `present` comes beside it, the following a clock
+        later; those from `present` on hold during the payload.
     group, base : In
         First slot or query buffer, and the row where it starts.
     last_tile : In
@@ -122,8 +145,8 @@ class PayloadWriter(wiring.Component):
         Words of the tile list, less one.
     mask_place : In
         Where the mask tile at hand goes.
-    target : Out
-        Of the word at hand.
+    is_mask, is_state : Out(1)
+        The word at hand belongs to a mask tile, to a state.
     step, data : In
         Strobe: a word is at hand; and the word.
     take : Out(1)
@@ -151,7 +174,8 @@ class PayloadWriter(wiring.Component):
                 "last_value_dim": In(dims),
                 "last_list_word": In(layout["word"].shape),
                 "mask_place": In(range(MASK_TILES)),
-                "target": Out(Target),
+                "is_mask": Out(1),
+                "is_state": Out(1),
                 "step": In(1),
                 "data": In(config.link_bits),
                 "take": Out(1),
@@ -165,85 +189,85 @@ class PayloadWriter(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        config, target = self._config, self.target
-        row = Signal(range(max(config.max_head_dim, config.key_rows)))
-        word, part = Signal.like(self.write.word), Signal.like(self.write.part)
-        group, base = Signal.like(self.group), Signal.like(self.base)
-        tiles_left = Signal.like(self.last_tile)
-        # What is still to come in this tile, and what comes again in each further one.
-        pending, is_last, again = Signal(len(Target)), Signal(), Signal(len(Target))
+        config = self._config
+        # What is still to come in this tile or, after its last, in a further one.
+        pending = Signal(len(Target))
+        is_last = Signal()
+        again = Signal(len(Target))
         masks = 1 << Target.MASK | 1 << Target.BIAS
         m.d.comb += again.eq(Mux(self.present[Target.KEYS], self.present, self.present & masks))
-        following, first, first_again = self._first(m, pending), Signal(Target), Signal(Target)
-        m.d.sync += [
-            first.eq(self._first(m, self.present)),
-            first_again.eq(self._first(m, again)),
-        ]
-        next_target, choices, remaining = Signal(Target), Signal(len(Target)), Signal(len(Target))
-        m.d.comb += [
-            next_target.eq(Mux(self.start, first, Mux(is_last, first_again, following))),
-            choices.eq(Mux(self.start, self.present, Mux(is_last, again, pending))),
-            remaining.eq(choices & (choices - 1)),
-        ]
-        # The lengths of a target are registers, as the acceptance of a word depends on them.
-        lasts = self._geometry(next_target)
-        last_word, last_row, last_part = (
-            Signal(max(map(len, lasts)), name=f"last_{name}", reset_less=True)
-            for name in ("word", "row", "part")
-        )
+        next_target = self._first(m, pending)
+        remaining = Signal(len(Target))
+        m.d.comb += remaining.eq(pending & (pending - 1))
+
+        # What is known of a target, and whether the place at hand is a last one, are registers, as
+        # the acceptance of a word depends on them.
+        target = Signal(Target)
+        by_element = Signal()
+        ends_job = Signal()
+        target_end = Signal()
+        start = Signal()
+        m.d.sync += start.eq(self.start)
+        reload = start | self.step & target_end
+        with m.If(self.start):
+            m.d.sync += pending.eq(self.present)
+        with m.Elif(reload):
+            m.d.sync += [
+                target.eq(next_target),
+                pending.eq(Mux(remaining == 0, again, remaining)),
+                is_last.eq(remaining == 0),
+                by_element.eq(
+                    self.single & ((next_target == Target.KEYS) | (next_target == Target.VALUES))
+                ),
+                ends_job.eq((next_target < Target.MASK) & ~remaining[: Target.MASK].any()),
+                self.is_mask.eq(next_target >= Target.MASK),
+                self.is_state.eq(
+                    (next_target == Target.STATE_SUMS) | (next_target == Target.STATE_OUTPUTS)
+                ),
+            ]
+        words, rows, parts = self._geometry(next_target)
+        part, part_end = _counter(m, "part", parts, self.step, reload)
+        # A single element or factor is in one word.
+        words = Mux(self.single, 0, words)
+        word, word_end = _counter(m, "word", words, self.step & part_end, reload)
+        row, row_end = _counter(m, "row", rows, self.step & part_end & word_end, reload)
 
         elements_per_word = config.link_bits // ELEMENT_BITS
         in_word = row[: (elements_per_word - 1).bit_length()]
-        by_element = self.single & ((target == Target.KEYS) | (target == Target.VALUES))
-        part_end, row_end, target_end, tile_end = Signal(), Signal(), Signal(), Signal()
+        group = Signal.like(self.group)
+        base = Signal.like(self.base)
+        tiles_left = Signal.like(self.last_tile)
+        is_last_tile = Signal()
+        tile_end = Signal()
         m.d.comb += [
-            part_end.eq(part == last_part),
-            row_end.eq(part_end & (self.single | (word == last_word))),
-            target_end.eq(row_end & (row == last_row)),
+            target_end.eq(part_end & word_end & row_end),
             tile_end.eq(target_end & is_last),
             self.take.eq(~by_element | target_end | (in_word == elements_per_word - 1)),
-            self.mask_end.eq(tile_end & (target >= Target.MASK)),
-            self.job_end.eq(
-                target_end & (target < Target.MASK) & (is_last | (following >= Target.MASK))
-            ),
-            self.end.eq(tile_end & (tiles_left == 0)),
+            self.mask_end.eq(tile_end & self.is_mask),
+            self.job_end.eq(target_end & ends_job),
+            self.end.eq(tile_end & is_last_tile),
         ]
-        with m.If(self.start | self.step & target_end):
+        with m.If(start):
             m.d.sync += [
-                target.eq(next_target),
-                pending.eq(remaining),
-                is_last.eq(remaining == 0),
-                last_word.eq(lasts[0]),
-                last_row.eq(lasts[1]),
-                last_part.eq(lasts[2]),
-            ]
-        with m.If(self.step):
-            m.d.sync += part.eq(Mux(part_end, 0, part + 1))
-            with m.If(part_end):
-                m.d.sync += word.eq(Mux(row_end, 0, word + 1))
-            with m.If(row_end):
-                m.d.sync += row.eq(Mux(target_end, 0, row + 1))
-            with m.If(tile_end):
-                m.d.sync += [
-                    group.eq(group + 1),
-                    base.eq(base + config.max_head_dim),
-                    tiles_left.eq(tiles_left - 1),
-                ]
-        with m.If(self.start):
-            m.d.sync += [
-                *(row.eq(0), word.eq(0), part.eq(0)),
                 group.eq(self.group),
                 base.eq(self.base),
                 tiles_left.eq(self.last_tile),
+                is_last_tile.eq(self.last_tile == 0),
+            ]
+        with m.Elif(self.step & tile_end):
+            m.d.sync += [
+                group.eq(group + 1),
+                base.eq(base + config.max_head_dim),
+                tiles_left.eq(tiles_left - 1),
+                is_last_tile.eq(tiles_left == 1),
             ]
 
-        is_mask = target >= Target.MASK
         m.d.sync += [
             self.write_valid.eq(self.step),
             self.write.target.eq(target),
             # Biases and outputs of a state are not rows of a slot or buffer.
             self.write.row.eq(Mux(target >= Target.STATE_SUMS, 0, base) + row),
-            self.write.group.eq(Mux(is_mask, self.mask_place, group)),
+            self.write.group.eq(Mux(self.is_mask, self.mask_place, group)),
             self.write.word.eq(Mux(self.single, self._single_word(by_element), word)),
             self.write.part.eq(part),
             self.write.single.eq(self.single),

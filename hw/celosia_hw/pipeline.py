@@ -115,7 +115,8 @@ class EventDelay(wiring.Component):
 
     def _ring(self, m: Module) -> None:
         depth = self._depth
-        write, read = Signal(range(depth)), Signal(range(depth))
+        write = Signal(range(depth))
+        read = Signal(range(depth))
         with m.If(self.i_valid):
             m.d.sync += write.eq(Mux(write == depth - 1, 0, write + 1))
         with m.If(self.o_valid):

@@ -33,7 +33,8 @@ class RegisterSlice(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         spare = Signal.like(self.i.payload, reset_less=True)
-        is_spare, arrives = Signal(), Signal()
+        is_spare = Signal()
+        arrives = Signal()
         moves = ~self.o.valid | self.o.ready
         fills = ~moves & (is_spare | arrives)
         m.d.comb += arrives.eq(self.i.valid & self.i.ready)

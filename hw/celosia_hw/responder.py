@@ -19,6 +19,8 @@ COUNTER_BITS = 64
 class Responder(wiring.Component):
     """Sends IDENTITY, STATISTICS and ERROR packets.
 
+    Latency one clock, throughput a word every clock; `reply` holds its word while it is not ready.
+
     Parameters
     ----------
     config : AcceleratorConfig
@@ -67,7 +69,9 @@ class Responder(wiring.Component):
             Reply.ERROR: Const(0, 0),
         }
 
-        word, last, data_word = Signal(range(64)), Signal(), Signal(link)
+        word = Signal(range(64))
+        last = Signal()
+        data_word = Signal(link)
         with m.Switch(self.opcode):
             for opcode, payload in payloads.items():
                 words = -(-len(payload) // link)
@@ -78,15 +82,17 @@ class Responder(wiring.Component):
                         data_word.eq(Array(choices)[word]),
                         last.eq(word == words),
                     ]
-        sent = self.reply.valid & self.reply.ready
-        m.d.comb += [
-            self.reply.valid.eq(self.valid),
-            self.reply.payload.data.eq(data_word),
-            self.reply.payload.last.eq(last),
-            self.ready.eq(sent & last),
-        ]
-        with m.If(sent):
-            m.d.sync += word.eq(Mux(last, 0, word + 1))
+        # Words are chosen a clock before they are sent, as there are many to choose from.
+        moves = ~self.reply.valid | self.reply.ready
+        ends = self.reply.valid & self.reply.payload.last
+        with m.If(moves):
+            m.d.sync += [
+                self.reply.valid.eq(self.valid & ~ends),
+                self.reply.payload.data.eq(data_word),
+                self.reply.payload.last.eq(last),
+                word.eq(Mux(self.valid & ~ends & ~last, word + 1, 0)),
+            ]
+        m.d.comb += self.ready.eq(ends & self.reply.ready)
         with m.If(~self.valid):
             m.d.sync += counters.eq(self.counters)
         return m

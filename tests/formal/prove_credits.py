@@ -45,17 +45,17 @@ SHORT = {"FIFO_WORDS": 3, "SELECT": 1}
     Drain,
     {
         "header costs nothing": lambda: mutant(
-            Drain, ("spend.eq(header | step & (sub == 0))", "spend.eq(step & (sub == 0))"), **SHORT
+            Drain, ("spend.eq(header | step & ", "spend.eq(step & "), **SHORT
         ),
         "word does not wait for room": lambda: mutant(
-            Drain, ("((credit != 0) | (sub != 0))", "1"), **SHORT
+            Drain, ("(has_credit | ~is_word_first)", "1"), **SHORT
         ),
         "has sent what is under way": lambda: mutant(
             Drain, ("(credit == FIFO_WORDS) & ~sender.o.valid", "~sender.o.valid"), **SHORT
         ),
-        "word gives its room back twice": lambda: mutant(
+        "word gives its room back before it is taken": lambda: mutant(
             Drain,
-            ("(results.r_rdy & results.r_en))", "2 * (results.r_rdy & results.r_en))"),
+            ("(results.r_rdy & results.r_en))", "results.r_rdy)"),
             **SHORT,
         ),
     },
@@ -69,6 +69,8 @@ def result_queue(p: Proof, component: Any) -> None:
     gain = results.r_rdy & results.r_en
     p.claim(~results.w_en | results.w_rdy)
     p.claim(~spend | (credit != 0))
+    (has_credit,) = inside.line("has_credit")
+    p.lemma(~has_credit | (credit != 0))
     p.claim(spend | ~gain | (credit != results.depth))
 
     p.hint(~drain.result.ready & (drain.job.payload.kind == DrainKind.PRODUCT))
@@ -90,6 +92,12 @@ def result_queue(p: Proof, component: Any) -> None:
         credit + heads + words + (sub != 0) + inside["_pack.write"] + results.level == FIFO_WORDS
     )
     p.lemma(busy | (sub == 0))
+    group, groups, per_word = inside["_read_pass.group"], drain._groups, drain._per_word
+    p.lemma((group < groups) & (sub < per_word) & (inside["is_word_first"] == (sub == 0)))
+    p.lemma(
+        (group == inside["first_group"] + sub) & (inside["is_row_last"] == (group == groups - 1))
+    )
+    p.lemma(inside["is_word_last"] == (sub == per_word - 1) | (group == groups - 1))
     for i, beat in enumerate(beats):
         p.lemma(~(line[i] & beat[0]))
     inner_level = inside.submodule("results")["inner_level"]
@@ -120,11 +128,15 @@ def is_query_open(p: Proof, job: Any, inside: Inside, config: AcceleratorConfig 
         p.lemma((clock <= current.last_clock) & (inside["is_last"] == (tiles_left == 0)))
         p.lemma((clock == 0) | (inside["before_end"] == current.last_clock - 1))
     p.lemma((current.last_clock == 0) & ~running | (current.last_clock >= SHORTEST))
-    p.lemma((inside["before_end"] >= SHORTEST - 1) | ~running & ~inside["permitted"])
+    p.lemma((inside["before_end"] >= SHORTEST - 1) | ~running & ~inside["may_begin"])
     is_end = running & ~paused & (clock == current.last_clock)
     p.lemma(inside["elaborate.tile_end"] == is_end)
     p.lemma(~paused | running & (clock == 0))
-    p.lemma(~inside["permitted"] | job.valid)
+    p.lemma(inside["query_end"] == is_end & inside["is_last"])
+    sequencer, is_read = inside["self"], running & ~paused
+    p.lemma(sequencer.row_first == is_read & (clock == 0))
+    p.lemma(sequencer.row_last == is_read & (clock == current.last_dim))
+    p.lemma(~(inside["may_begin"] | inside["may_follow"]) | job.valid)
     return running & ~((tiles_left == 0) & (clock > current.last_dim))
 
 
@@ -179,14 +191,17 @@ def accumulator_banks(p: Proof, components: Any) -> None:
     p.claim(keeps_to(MAX_ACTIVE, active, sequencer.started, drain.tile_done))
 
     is_open = is_query_open(p, job, ahead)
-    p.lemma(credit + is_open + under_way + jobs.level == ACCUMULATOR_BANKS + behind["freed"])
+    has_ended = behind["has_ended"]
+    waiting = is_open + under_way + jobs.level - has_ended
+    p.lemma(credit + waiting == ACCUMULATOR_BANKS + behind["freed"])
     in_flight = ahead["in_flight"]
     most = (1 << len(in_flight)) - 1
     p.claim(keeps_to(most, in_flight, sequencer.started, drain.job.valid))
     p.lemma(in_flight == is_open + under_way)
     p.lemma(active == is_open + under_way + jobs.level)
     p.lemma(~behind["freed"] | behind["busy"])
-    p.lemma(~behind["busy"] | (jobs.level != 0))
+    p.lemma(~(behind["busy"] | has_ended) | jobs.r_rdy)
+    p.lemma(~(behind["busy"] & has_ended))
 
 
 @prove(
@@ -242,7 +257,7 @@ def mask_tiles(p: Proof, component: Any) -> None:
             Drain, ("reciprocals.complete - (end & ~is_product)", "reciprocals.complete - end")
         ),
         "ends without a job": lambda: mutant(
-            Drain, ("jobs.r_rdy & (is_product | (tiles != 0))", "(is_product | (tiles != 0))")
+            Drain, ("jobs.r_rdy & ~has_ended & ", "~has_ended & ")
         ),
     },
     depth=2,
@@ -279,10 +294,17 @@ def row_sums(p: Proof, component: Any) -> None:
 
     p.lemma((waiting == jobs.level) & (waiting <= MAX_ACTIVE) & (sums <= MAX_ACTIVE))
     p.lemma(sums == tiles + complete)
-    p.lemma(~busy | (kind == is_product) & (jobs.level != 0) & (is_product | (tiles != 0)))
+    p.lemma(
+        ~busy
+        | (kind == is_product) & jobs.r_rdy & ~inside["has_ended"] & (is_product | (tiles != 0))
+    )
     p.lemma(busy | (inside["sub"] == 0))
+    p.lemma(~inside["has_ended"] | jobs.r_rdy)
     fifo = inside.submodule("jobs")
-    p.lemma((fifo["consume"] + jobs.level - fifo["produce"]) % jobs.depth == 0)
+    consume, inside_depth = fifo["consume"], fifo["inner_depth"]
+    place = consume + fifo["inner_level"]
+    p.lemma((consume < inside_depth) & (fifo["inner_level"] <= inside_depth))
+    p.lemma(fifo["produce"] == Mux(place >= inside_depth, place - inside_depth, place))
     stored = inside.named("reciprocals_(lane|place)")
     place, groups = stored["place"], CONFIG.query_lanes
     p.lemma((place < 2 * groups) & (lane == Mux(place >= groups, place - groups, place)))

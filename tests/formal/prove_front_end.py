@@ -147,7 +147,7 @@ def pipeline(p: Proof, dut: FrontEnd, banks: int) -> Owed:
         ),
         "mask tile does not wait for room": lambda: broken(
             WIDE,
-            ("is_mask & ~has_room", "is_mask & 0"),
+            ("writer.is_mask & ~has_room", "0"),
             MASK_TILES=1,
             header=[
                 encode_header(
@@ -182,13 +182,19 @@ def front_end_counters(p: Proof, one: Broken) -> None:
 
     in_judge, in_payload = inside.state("JUDGE"), inside.state("PAYLOAD")
     is_query, header = inside["is_query"], inside["header"]
-    writer = inside["writer"]
-    is_mask = writer.target >= Target.MASK
+    writer, walk = inside["writer"], inside.submodule("writer")
+    target = walk["elaborate.target"]
+    is_mask = target >= Target.MASK
+    was_crowded = Signal()
+    p.m.d.sync += was_crowded.eq(owed.unfinished > 1)
     with p.m.If(in_judge & inside["has_payload"] & inside["blocked"]):
         read = Cat(count != 0 for count in owed.reading)
         p.claim(Mux(is_query, owed.buffered == QUERY_BUFFERS, (read & inside["banks"]).any()))
     with p.m.If((in_payload | inside.state("FILL")) & inside["waits"]):
-        p.claim(Mux(is_mask, owed.masks == room, owed.unfinished > 1))
+        p.claim(Mux(is_mask, owed.masks == room, was_crowded))
+    is_state = (target == Target.STATE_SUMS) | (target == Target.STATE_OUTPUTS)
+    with p.m.If(in_payload & inside["step"] & is_state):
+        p.claim(owed.unfinished <= 1)
     with p.m.If(in_judge & ~inside["idle"]):
         p.claim((owed.unfinished != 0) | ~dut.results_sent)
 
@@ -201,12 +207,18 @@ def front_end_counters(p: Proof, one: Broken) -> None:
         p.lemma(count == owed_count)
         p.lemma(count <= unfinished)
     p.lemma(total(inside["opcodes"].values()) <= 1)
+    opcode_lemmas(p, inside)
     with p.m.If(in_payload):
-        p.lemma(inside["has_payload"] & writer.present.bit_select(writer.target, 1))
-        tiles_left = inside.submodule("writer")["tiles_left"]
-        p.lemma(~is_query | inside["has_masks"] | (tiles_left == 0))
+        p.lemma(inside["has_payload"] & writer.present.bit_select(target, 1))
+    with p.m.If(in_payload | has_begun(inside)):
+        p.lemma(~is_query | inside["has_masks"] | (walk["tiles_left"] == 0))
     p.lemma(~inside.state("FILL") | is_mask & inside["has_masks"])
     present_lemmas(p, dut, inside)
+    p.lemma(inside["has_room"] == (waiting != MASK_TILES))
+    (is_crowded,) = inside.line("is_crowded")
+    p.lemma(is_crowded == was_crowded)
+    is_waiting = in_judge | in_payload & is_query & ~is_mask
+    p.lemma(~(inside.state("PREPARE") | is_waiting) | is_crowded | (owed.unfinished <= 1))
     is_early = [inside.state(name) for name in ("DECODE", "PREPARE", "JUDGE")]
     p.lemma(~job.valid | ~Cat(is_early).any())
     with p.m.If(in_payload & is_query & ~is_mask):
@@ -219,6 +231,20 @@ def front_end_counters(p: Proof, one: Broken) -> None:
     p.lemma(~(is_judged | in_payload | job.valid) | fits)
 
 
+def opcode_lemmas(p: Proof, inside: Inside) -> None:
+    """What is known of the opcode by the time that it is judged."""
+    opcodes = inside["opcodes"]
+    payloads = Opcode.LOAD, Opcode.APPEND, Opcode.ATTEND, Opcode.MULTIPLY
+    with p.m.If(Cat(inside.state(name) for name in ("PREPARE", "JUDGE", "PAYLOAD")).any()):
+        p.lemma(inside["has_payload"] == Cat(opcodes[one] for one in payloads).any())
+        p.lemma(inside["unknown"] == ~Cat(opcodes.values()).any())
+
+
+def has_begun(inside: Inside) -> Value:
+    """The writer is at the first word of a payload that has not been judged yet."""
+    return inside.state("JUDGE") & ~inside.submodule("writer")["elaborate.start"]
+
+
 def present_lemmas(p: Proof, dut: FrontEnd, inside: Inside) -> None:
     """The writer learns in time what is present, and keeps what is still to come."""
     names = inside["header"], inside["is_attend"], inside["is_multiply"]
@@ -226,14 +252,28 @@ def present_lemmas(p: Proof, dut: FrontEnd, inside: Inside) -> None:
     writer, walk = inside["writer"], inside.submodule("writer")
     walks = state("PAYLOAD") | state("FILL")
     p.lemma(~(state("PREPARE") | state("JUDGE") | walks) | (writer.present == present))
-    first, first_again, again = walk["elaborate.first"], walk["first_again"], walk["again"]
-    with p.m.If(state("JUDGE") | walks):
-        p.lemma(present.bit_select(first, 1) & (present & ((1 << first) - 1) == 0))
-        is_lowest = again.bit_select(first_again, 1) & (again & ((1 << first_again) - 1) == 0)
-        p.lemma((again == 0) | is_lowest)
-    with p.m.If(walks):
-        pending = present & ~((2 << writer.target) - 1)
-        p.lemma((walk["pending"] == pending) & (walk["is_last"] == (pending == 0)))
+    start = walk["elaborate.start"]
+    target = walk["elaborate.target"]
+    p.lemma(inside["filling"] == state("FILL"))
+    p.lemma(~start | state("JUDGE") & (walk["pending"] == present))
+    with p.m.If(has_begun(inside)):
+        p.lemma(present.bit_select(target, 1) & (present & ((1 << target) - 1) == 0))
+    with p.m.If(has_begun(inside) | walks):
+        pending = present & ~((2 << target) - 1)
+        p.lemma(walk["pending"] == Mux(pending == 0, walk["again"], pending))
+        p.lemma(walk["is_last"] == (pending == 0))
+        is_mask = target >= Target.MASK
+        p.lemma(writer.is_mask == is_mask)
+        p.lemma(
+            writer.is_state == ((target == Target.STATE_SUMS) | (target == Target.STATE_OUTPUTS))
+        )
+        is_row = (target == Target.KEYS) | (target == Target.VALUES)
+        p.lemma(walk["by_element"] == inside["is_append"] & is_row)
+        p.lemma(walk["ends_job"] == (~is_mask & ~pending[: Target.MASK].any()))
+        p.lemma(walk["is_last_tile"] == (walk["tiles_left"] == 0))
+        for place, last in walk.named("last_(part|word|row)").items():
+            p.lemma(walk[place] <= last)
+            p.lemma(walk[f"{place}_end"] == (walk[place] == last))
 
 
 @prove(
@@ -352,7 +392,7 @@ def clocks_stuck(p: Proof, dut: FrontEnd, inside: Inside) -> Signal:
         | (state("JUDGE") & inside["has_payload"] & inside["blocked"])
         | (state("JUDGE") & is_reset & ~inside["idle"])
         | ((state("PAYLOAD") | state("FILL")) & inside["waits"])
-        | (state("REPLY") & ~dut.reply.ready)
+        | (state("REPLY") & dut.reply.valid & ~dut.reply.ready)
     )
     stuck = Signal(range(64))
     with m.If(inside["taken"] | state("HEADER")):
@@ -365,7 +405,7 @@ def clocks_stuck(p: Proof, dut: FrontEnd, inside: Inside) -> Signal:
 def longest(config: AcceleratorConfig) -> int:
     """Clocks from the end of a packet to the next, or from a word to the next."""
     # The header is judged, and the longest reply sent.
-    reply = 4 + max(reply_words(config).values())
+    reply = 5 + max(reply_words(config).values())
     # Mask tiles are filled, the rest is skipped, and an error is sent.
     return max(reply, config.slots * (mask_tile_words(config) + bias_tile_words(config)) + 2)
 
@@ -417,7 +457,7 @@ def front_end_lemmas(
     words, header, code = at_hand.words, at_hand.header, at_hand.code
     place, error, ended = inside["elaborate.place"], inside["error"], inside["ended"]
     opcodes, raw = inside["opcodes"], inside["raw"]
-    writer, none = inside["writer"], ErrorCode.NONE
+    none = ErrorCode.NONE
     p.lemma(~due | (words != 0))
     p.lemma((at_hand.first_bad == NEVER) | (at_hand.first_bad < words))
     link = CONFIG.link_bits
@@ -429,15 +469,18 @@ def front_end_lemmas(
     with p.m.If(words != 0):
         for opcode, flag in opcodes.items():
             p.lemma(flag == (header.opcode == opcode))
+    opcode_lemmas(p, inside)
     at_rest = state("HEADER") & due
     p.lemma(at_rest | (outcome.errors == 0) & (outcome.answers == 0))
-    sent = inside.submodule("responder")["word"]
+    # The responder has the next word of a reply at hand.
+    sending = total(Mux(inside["reply"] == r, n, 0) for r, n in reply_words(CONFIG).items())
+    chosen, reply = inside.submodule("responder")["word"], inside["responder"].reply
+    is_last = reply.valid & reply.payload.last
+    sent = Mux(is_last, sending, chosen - reply.valid)
+    p.lemma(Mux(reply.valid & ~is_last, chosen != 0, chosen == 0))
     p.lemma(outcome.is_first == (sent == 0))
-    p.lemma(
-        sent
-        <= total(Mux(inside["reply"] == reply, n, 0) for reply, n in reply_words(CONFIG).items())
-    )
-    p.lemma(state("REPLY") | outcome.is_first)
+    p.lemma(chosen <= sending)
+    p.lemma(state("REPLY") | outcome.is_first & ~reply.valid)
     is_good = at_hand.first_bad == NEVER
 
     with p.m.If(state("HEADER")):
@@ -454,9 +497,13 @@ def front_end_lemmas(
         p.lemma(~inside["has_payload"] | (inside["bad_field"] == ~at_hand.is_legal))
         p.lemma(inside["unknown"] | inside["has_payload"] | (at_hand.answer != 0))
 
-    target, walk = writer.target, inside.submodule("writer")
+    walk = inside.submodule("writer")
+    target = walk["elaborate.target"]
     is_mask = target >= Target.MASK
     left, is_sound = words_left(inside, walk)
+    with p.m.If(has_begun(inside) & inside["has_payload"] & at_hand.is_legal):
+        p.lemma((words + left == at_hand.expected) & is_sound & ~is_mask)
+        p.lemma((walk["row"] == 0) & (walk["tiles_left"] == inside["writer"].last_tile))
     with p.m.If(state("PAYLOAD")):
         p.lemma(inside["has_payload"] & at_hand.is_legal & is_good & ~due & (error == none))
         p.lemma((words >= at_hand.header_words) & (words + left == at_hand.expected))
@@ -475,7 +522,7 @@ def front_end_lemmas(
     with p.m.If(state("REPLY")):
         p.lemma(due & (error == code))
         p.lemma((code != none) | (at_hand.answer != 0))
-        p.lemma(outcome.is_error == (code != none))
+        p.lemma(outcome.is_first & ~reply.valid | (outcome.is_error == (code != none)))
     with p.m.If(state("REPLY")):
         p.lemma(outcome.jobs == at_hand.has_job)
 
@@ -485,16 +532,15 @@ def front_end_lemmas(
         p.lemma(outcome.mask_tiles == Mux(outcome.jobs == 1, at_hand.mask_tiles, 0))
 
     # Clocks to go at most.
-    sending = total(Mux(inside["reply"] == r, n, 0) for r, n in reply_words(CONFIG).items())
     in_word = walk["row"] % CONFIG.link_bytes
     for name, clocks in {
-        "DECODE": 4 + max(reply_words(CONFIG).values()),
-        "PREPARE": 3 + max(reply_words(CONFIG).values()),
-        "JUDGE": 2 + max(reply_words(CONFIG).values()),
+        "DECODE": 5 + max(reply_words(CONFIG).values()),
+        "PREPARE": 4 + max(reply_words(CONFIG).values()),
+        "JUDGE": 3 + max(reply_words(CONFIG).values()),
         "PAYLOAD": Mux(walk["by_element"], CONFIG.link_bytes - 1 - in_word, 0),
-        "FILL": left + 2,
-        "SKIP": Mux(ended, 2, 0),
-        "REPLY": sending - sent + 1,
+        "FILL": left + 3,
+        "SKIP": Mux(ended, 3, 0),
+        "REPLY": sending - sent + 2 - reply.valid,
     }.items():
         p.lemma(~state(name) | (stuck + clocks <= longest(CONFIG)))
     names = "HEADER DECODE PREPARE JUDGE PAYLOAD FILL SKIP REPLY"
@@ -504,8 +550,9 @@ def front_end_lemmas(
 def words_left(inside: Inside, walk: Inside) -> tuple[Value, Value]:
     """Words from the one at hand to the payload's end; whether the walk is where it can be."""
     writer, header = inside["writer"], inside["header"]
-    target, present, row = writer.target, writer.present, walk["row"]
-    last_word, last_row, last_part = walk["last_word"], walk["last_row"], walk["last_part"]
+    target, present, row = walk["elaborate.target"], writer.present, walk["row"]
+    lasts = walk.named("last_(part|word|row)")
+    last_word, last_row, last_part = lasts["word"], lasts["row"], lasts["part"]
     words: list[Any] = list(_words(CONFIG))
     words[Target.TILE_LIST] = writer.last_list_word + 1
     rows: list[Any] = [1] * len(Target)
@@ -530,9 +577,10 @@ def words_left(inside: Inside, walk: Inside) -> tuple[Value, Value]:
     left = Array(sizes)[target] - done + later + walk["tiles_left"] * tile
 
     is_sound = present.bit_select(target, 1) & (row <= last_row) & (walk["part"] <= last_part)
-    is_sound &= Mux(is_single, walk["word"] == 0, walk["word"] <= last_word)
+    is_sound &= walk["word"] <= last_word
     for last, counts in ((last_word, words), (last_row, rows), (last_part, parts)):
-        is_sound &= last + 1 == Array(Value.cast(count) for count in counts)[target]
+        size = Array(Value.cast(count) for count in counts)[target]
+        is_sound &= last + 1 == (Mux(is_single, 1, size) if counts is words else size)
     tiles_left, is_early = walk["tiles_left"], inside["is_query"] & (target < Target.MASK)
     is_sound &= Mux(is_early, tiles_left == writer.last_tile, tiles_left <= writer.last_tile)
     return left, is_sound

@@ -134,9 +134,7 @@ def distance(p: Proof, valid: Any, tile: Any, config: AcceleratorConfig) -> Dist
 @prove(
     Sequencer,
     {
-        "does not settle": lambda: mutant(
-            Sequencer, ("settled.eq(~query_end & (settle <= 1))", "settled.eq(1)")
-        ),
+        "does not settle": lambda: mutant(Sequencer, ("(same | ~query_end & (settle <= 1))", "1")),
         "states follow each other like others": lambda: mutant(
             Sequencer, ("has_state = new.load_state | had_state", "has_state = 0")
         ),
@@ -147,8 +145,8 @@ def distance(p: Proof, valid: Any, tile: Any, config: AcceleratorConfig) -> Dist
         "settles while the next runs": lambda: mutant(
             Sequencer,
             (
-                "Mux(running, query_end & same, same | settled)",
-                "Mux(running, query_end, same | settled)",
+                "may_follow.eq(permitted & same)",
+                "may_follow.eq(permitted)",
             ),
         ),
     },

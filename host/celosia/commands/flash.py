@@ -19,6 +19,8 @@ _PROGRAMMERS = {
         "sudo apt install openfpgaloader, or https://trabucayre.github.io/openFPGALoader",
         ("--write-flash",),
     ),
+    # Writes flash memory in any case.
+    "dfu-util": ("sudo apt install dfu-util", ()),
     "fujprog": ("https://github.com/kost/fujprog/releases", ("-j", "FLASH")),
 }
 
@@ -28,8 +30,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "flash",
         help="load a bitstream into a board",
-        description="Load a bitstream into a board with its usual programmer, openFPGALoader or "
-        "fujprog.",
+        description="Load a bitstream into a board with its usual programmer: openFPGALoader, "
+        "fujprog or dfu-util.",
         allow_abbrev=False,
     )
     parser.set_defaults(function=_flash)

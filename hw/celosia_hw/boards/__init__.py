@@ -56,6 +56,9 @@ class Board:
         ``led_error``; and those in `high`.
     high : tuple of str
         Outputs that are constantly 1.
+    header : tuple of str
+        On a board without a converter on its serial line: connector in amaranth-boards, and its
+        pins for ``rx`` and ``tx``.
     baud : int
     link : LinkConfig
     flash : tuple of tuple of str
@@ -70,6 +73,7 @@ class Board:
     clock_hz: int
     pins: Mapping[str, Pin]
     high: tuple[str, ...] = ()
+    header: tuple[str, ...] = ()
     baud: int = 3_000_000
     link: LinkConfig = field(default_factory=LinkConfig)
     flash: tuple[tuple[str, ...], ...] = ()
@@ -107,6 +111,23 @@ _ALL = (
         flash=(
             ("openFPGALoader", "--board", "ulx3s", "{bitstream}"),
             ("fujprog", "{bitstream}"),
+        ),
+    ),
+    Board(
+        name="orangecrab",
+        title="OrangeCrab r0.2, LFE5U-85F",
+        platform="orangecrab_r0_2.OrangeCrabR0_2_85FPlatform",
+        family="ecp5",
+        config=AcceleratorConfig(**_SMALL),
+        clock_hz=96_000_000,
+        # One LED of three colours.
+        pins=_uart_and(
+            "clk", Pin("button"), *(Pin("rgb_led", 0, colour) for colour in ("g", "b", "r"))
+        ),
+        header=("io", "0", "1"),
+        flash=(
+            ("dfu-util", "--device", "1209:5af0", "--alt", "0", "--download", "{bitstream}"),
+            ("openFPGALoader", "--board", "orangeCrab", "{bitstream}"),
         ),
     ),
     Board(

@@ -77,7 +77,8 @@ def dividers(limits: Limits, input_hz: int, output_hz: int) -> Dividers:
 
 
 def _ecp5(m: Module, pin: Value, hz: int, chosen: Dividers) -> tuple[Value, Value]:
-    out, locked = Signal(), Signal()
+    out = Signal()
+    locked = Signal()
     m.submodules.pll = Instance(
         "EHXPLLL",
         # The loop filter that Lattice's tools choose; the names are those of their attributes.
@@ -107,7 +108,8 @@ def _ecp5(m: Module, pin: Value, hz: int, chosen: Dividers) -> tuple[Value, Valu
 
 
 def _gowin(m: Module, pin: Value, hz: int, chosen: Dividers) -> tuple[Value, Value]:
-    out, locked = Signal(), Signal()
+    out = Signal()
+    locked = Signal()
     m.submodules.pll = Instance(
         "rPLL",
         p_FCLKIN=f"{hz / 1e6:g}",
@@ -132,7 +134,10 @@ def _gowin(m: Module, pin: Value, hz: int, chosen: Dividers) -> tuple[Value, Val
 
 
 def _xilinx7(m: Module, pin: Value, hz: int, chosen: Dividers) -> tuple[Value, Value]:
-    unbuffered, feedback, out, locked = Signal(), Signal(), Signal(), Signal()
+    unbuffered = Signal()
+    feedback = Signal()
+    out = Signal()
+    locked = Signal()
     m.submodules.pll = Instance(
         "PLLE2_BASE",
         p_CLKIN1_PERIOD=1e9 / hz,

@@ -34,7 +34,7 @@ class Located:
 
 
 def platform(board: Board) -> Any:
-    """An instance of the board's platform in amaranth-boards.
+    """An instance of the board's platform in amaranth-boards, with a serial line.
 
     Raises
     ------
@@ -48,7 +48,24 @@ def platform(board: Board) -> Any:
         raise ImportError(
             f'the package {error.name} is missing: pip install "celosia[hw]"'
         ) from None
-    return getattr(found, name)()
+    chip = getattr(found, name)()
+    if board.header:
+        chip.add_resources([_uart(*board.header)])
+    return chip
+
+
+def _uart(connector: str, rx: str, tx: str) -> Any:
+    from amaranth.build import Attrs, Pins, Resource, Subsignal
+
+    at = (connector, 0)
+    return Resource(
+        "uart",
+        0,
+        # High while nothing is plugged in, else that would be a break.
+        Subsignal("rx", Pins(rx, dir="i", conn=at), Attrs(PULLMODE="UP")),
+        Subsignal("tx", Pins(tx, dir="o", conn=at)),
+        Attrs(IO_TYPE="LVCMOS33"),
+    )
 
 
 def locate(board: Board) -> list[Located]:

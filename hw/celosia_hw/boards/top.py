@@ -65,10 +65,12 @@ class BoardTop(wiring.Component):
             self.config, board.link, bit_rate(board.clock_hz, board.baud)
         )
 
-        is_locked, is_pressed = Signal(), Signal()
+        is_locked = Signal()
+        is_pressed = Signal()
         m.submodules.locked = FFSynchronizer(locked, is_locked, o_domain="start")
         m.submodules.button = FFSynchronizer(self._level("button"), is_pressed, o_domain="start")
-        waited, is_reset = Signal(range(RESET_CLOCKS)), Signal(init=1)
+        waited = Signal(range(RESET_CLOCKS))
+        is_reset = Signal(init=1)
         m.d.start += is_reset.eq(~waited.all())
         m.d.comb += sync.rst.eq(is_reset)
         with m.If(~is_locked | is_pressed | serial.line_break):
@@ -77,7 +79,8 @@ class BoardTop(wiring.Component):
             m.d.start += waited.eq(waited + 1)
 
         most = int(board.clock_hz * _SHINE_SECONDS)
-        left, works = Signal(range(most + 1)), Signal()
+        left = Signal(range(most + 1))
+        works = Signal()
         m.d.sync += [
             left.eq(Mux(serial.busy, most, left - works)),
             works.eq(serial.busy | (left > 1)),
