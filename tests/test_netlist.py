@@ -9,7 +9,7 @@ import pytest
 
 import celosia_sim
 from celosia_hw.config import AcceleratorConfig
-from celosia_hw.synthesis import ECP5
+from celosia_hw.synthesis import ECP5, write_maps
 from celosia_hw.tools import find_tool, run_tool
 from celosia_hw.verilog import export
 from celosia_sim.compiled import CompiledSimulation
@@ -52,6 +52,7 @@ def test_ecp5_cells(tmp_path: Path) -> None:
     (tmp_path / "core.v").write_text(export(SMALLEST, family="ecp5"))
     for cell in ("MULT18X18D", "DP16KD"):
         (tmp_path / f"{cell}.v").write_text((CELLS / f"{cell}.v").read_text())
+    write_maps(tmp_path)
     mapped = synthesize(
         f"read_verilog core.v; {ECP5.format(top='celosia')}; write_verilog -noattr netlist.v",
         tmp_path,

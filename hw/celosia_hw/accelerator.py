@@ -217,7 +217,7 @@ class Accelerator(wiring.Component):
         is_complete = is_output & (write.part == OUTPUT_PARTS - 1)
         words = range(config.words(2 * config.query_lanes))
         writes = Cat(is_complete & (write.word == word) for word in words)
-        self._state_writes = delayed(m, writes, 1, "state_writes")
+        self._state_writes = delayed(m, writes, 1, "state_writes", has_events=True)
         self._state_bank = delayed(m, write.group[0], 1, "state_bank")
         self._state_row = delayed(m, write.row, 1, "state_row")
         self._state_outputs = numbers(*parts[:OUTPUT_PARTS])

@@ -399,7 +399,9 @@ class Conductor(wiring.Component):
             ),
             read.bank.eq(bank),
             read.index.eq(steps.index),
-            self.write_step.eq(delayed(m, read.as_value(), WRITE_LAG, "write_step")),
+            self.write_step.eq(
+                delayed(m, read.as_value(), WRITE_LAG, "write_step", has_events=True)
+            ),
         ]
         with m.If(self.is_product):
             m.d.comb += [

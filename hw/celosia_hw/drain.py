@@ -97,9 +97,9 @@ class Drain(wiring.Component):
     """Reads finished accumulators and makes RESULT, STATE or PRODUCT packets.
 
     Results are divided by the row sums; states and products go through the same pipeline in parts
-    of 16 bits, as they are. Throughput: a group of `normalizer_lanes` results or parts a clock, and two
-    clocks more for each query tile. Back-pressure on `result` never reaches the arrays: accumulators
-    are read only as far as the result FIFO has room for them.
+    of 16 bits, as they are. Throughput: a group of `normalizer_lanes` results or parts a clock, and
+    two clocks more for each query tile. Back-pressure on `result` never reaches the arrays:
+    accumulators are read only as far as the result FIFO has room for them.
     A bank is handed back as soon as all that is left of it is sure to be read before the next
     query tile can reach it.
 
@@ -201,7 +201,7 @@ class Drain(wiring.Component):
             heads.i_valid.eq(header),
             heads.i.eq(Cat(job.tag, job.last_value_dim, job.kind)),
         ]
-        beat = delayed(m, Cat(step, word_end, end), latency, "beat")
+        beat = delayed(m, Cat(step, word_end, end), latency, "beat", has_events=True)
         self._pack(m, heads, beat, values.results, results)
         return m
 

@@ -108,7 +108,7 @@ class FrontEnd(wiring.Component):
         m.d.comb += taken.eq(take & buffer.o.valid)
 
         size = 8 * COMMAND_BYTES
-        raw = Signal(2 * size)
+        raw = Signal(2 * size, reset_less=True)
         layout = header_layout({**ATTEND_FIELDS, **EXTENSION_FIELDS})
         header = data.View(layout, raw)
         chunk = min(config.link_bits, size)

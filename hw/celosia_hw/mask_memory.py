@@ -97,7 +97,7 @@ class MaskMemory(wiring.Component):
         step = self.step
         for lane in range(self._config.query_lanes):
             self._bias(m, lane, step)
-            following = Signal(MaskStep(self._config), name=f"step_{lane + 1}")
+            following = Signal(MaskStep(self._config), name=f"step_{lane + 1}", reset_less=True)
             m.d.sync += following.eq(step)
             step = following
         return m

@@ -129,8 +129,8 @@ class PayloadWriter(wiring.Component):
     Members
     -------
     start : In(1)
-        Strobe: a payload may begin two clocks later. `present` comes beside it, the following a clock
-        later; those from `present` on hold during the payload.
+        Strobe: a payload may begin two clocks later. `present` comes beside it, the following a
+        clock later; those from `present` on hold during the payload.
     group, base : In
         First slot or query buffer, and the row where it starts.
     last_tile : In

@@ -16,10 +16,15 @@ __all__ = [
 ]
 
 
-def delayed(m: Module, value: Value, clocks: int, name: str) -> Value:
-    """`value`, `clocks` clocks later."""
+def delayed(m: Module, value: Value, clocks: int, name: str, *, has_events: bool = False) -> Value:
+    """`value`, `clocks` clocks later.
+
+    Reset clears a single bit, which may be an event, and more of them with `has_events`. Data stay,
+    as the way of reset to every register is long.
+    """
+    is_data = len(value) > 1 and not has_events
     for clock in range(clocks):
-        register = Signal(value.shape(), name=f"{name}_{clock + 1}")
+        register = Signal(value.shape(), name=f"{name}_{clock + 1}", reset_less=is_data)
         m.d.sync += register.eq(value)
         value = register
     return value

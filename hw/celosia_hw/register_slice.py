@@ -32,17 +32,19 @@ class RegisterSlice(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
+        payload = Signal.like(self.i.payload, reset_less=True)
         spare = Signal.like(self.i.payload, reset_less=True)
         is_spare = Signal()
         arrives = Signal()
         moves = ~self.o.valid | self.o.ready
         fills = ~moves & (is_spare | arrives)
+        m.d.comb += self.o.payload.eq(payload)
         m.d.comb += arrives.eq(self.i.valid & self.i.ready)
         m.d.sync += [is_spare.eq(fills), self.i.ready.eq(~fills)]
         with m.If(moves):
             m.d.sync += [
                 self.o.valid.eq(is_spare | arrives),
-                self.o.payload.eq(Mux(is_spare, spare, self.i.payload)),
+                payload.eq(Mux(is_spare, spare, self.i.payload)),
             ]
         with m.If(~is_spare):
             m.d.sync += spare.eq(self.i.payload)

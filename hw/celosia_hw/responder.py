@@ -61,7 +61,7 @@ class Responder(wiring.Component):
             for value in [fields[name]]
         )
         # The counters go on counting while they are sent, so they are taken beside the header.
-        counters = Signal(len(self.counters.as_value()))
+        counters = Signal(len(self.counters.as_value()), reset_less=True)
         identity = identity_payload(self._config, VERSION)
         payloads = {
             Reply.IDENTITY: Const(int.from_bytes(identity, "little"), 8 * len(identity)),

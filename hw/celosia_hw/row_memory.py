@@ -81,10 +81,12 @@ class RowMemory(wiring.Component):
             m.d.comb += [
                 write.addr.eq(row),
                 write.data.eq(written),
-                write.en.eq(delayed(m, Mux(here, chosen, 0), 1, f"enable_{word}")),
+                write.en.eq(delayed(m, Mux(here, chosen, 0), 1, f"enable_{word}", has_events=True)),
                 read.addr.eq(self.read_row),
             ]
-            m.d.sync += self.row.as_value()[start : start + bits].eq(read.data)
+            register = Signal(bits, name=f"read_{word}", reset_less=True)
+            m.d.sync += register.eq(read.data)
+            m.d.comb += self.row.as_value()[start : start + bits].eq(register)
         return m
 
 
@@ -149,16 +151,21 @@ class FactorMemory(wiring.Component):
         storage = ram(self._word_bits, self._groups * words)
         m.submodules.storage = storage
         write, read = storage.write_port(granularity=bits), storage.read_port()
-        place = self.write_element % per_word
-        chosen = Cat(~self.write_single | (place == i) for i in range(per_word))
+        number = self.write_element % per_word
+        chosen = Cat(~self.write_single | (number == i) for i in range(per_word))
         # As in `RowMemory`.
+        place = Signal.like(write.addr, name="place", reset_less=True)
+        written = Signal.like(self.write_data, name="written", reset_less=True)
         with m.If(self.write):
             m.d.sync += [
-                write.addr.eq(self.write_group * words + self.write_word),
-                write.data.eq(self.write_data),
+                place.eq(self.write_group * words + self.write_word),
+                written.eq(self.write_data),
             ]
+        enables = Mux(self.write, chosen, 0)
         m.d.comb += [
-            write.en.eq(delayed(m, Mux(self.write, chosen, 0), 1, "write_enable")),
+            write.addr.eq(place),
+            write.data.eq(written),
+            write.en.eq(delayed(m, enables, 1, "write_enable", has_events=True)),
         ]
 
         # The event reads the first word at once; afterwards the address runs one factor ahead.

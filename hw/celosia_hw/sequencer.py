@@ -191,7 +191,7 @@ class Sequencer(wiring.Component):
         config = self._config
         depth = config.max_head_dim
         new = self.job.payload
-        job = Signal(QueryJob(config))
+        job = Signal(QueryJob(config), reset_less=True)
         running = Signal()
         clock = Signal.like(job.last_clock)
         tiles_left = Signal.like(job.last_tile)

@@ -302,7 +302,9 @@ class SoftmaxLane(wiring.Component):
             *(m, probability, self.step.value_factor),
             *(self._config.multiplier_stages, "weighted", platform),
         )
-        m.d.sync += self.weight.eq(round_shift(product, FACTOR_BITS))
+        weight = Signal(self._widths.probability, reset_less=True)
+        m.d.sync += weight.eq(round_shift(product, FACTOR_BITS))
+        m.d.comb += self.weight.eq(weight)
 
 
 assert MAXIMUM == 3  # the stages of SoftmaxLane._maximum: tile maximum, ceiling, maximum

@@ -9,7 +9,16 @@ from pathlib import Path
 from .netlist import component
 from .tools import find_tool, run_tool
 
-__all__ = ["ECP5", "INSTALL", "Progress", "critical_path", "fmax", "read_report", "synthesise"]
+__all__ = [
+    "ECP5",
+    "INSTALL",
+    "Progress",
+    "critical_path",
+    "fmax",
+    "read_report",
+    "synthesise",
+    "write_maps",
+]
 
 INSTALL = 'pip install "celosia[build]"'
 Progress = Callable[[str], None]
@@ -20,9 +29,41 @@ ECP5 = (
     # Picoseconds of a net as they are once it is routed: with its own 300, Yosys saves LUTs on the
     # slowest paths, and spends more of them elsewhere.
     "abc9 -W 1000; clean; "
-    "synth_ecp5 -nodsp -top {top} -run map_cells:"
+    "synth_ecp5 -nodsp -top {top} -run map_cells:; techmap -map ecp5_map.v"
 )
-"""Yosys script for Lattice ECP5."""
+"""Yosys script for Lattice ECP5; `write_maps` writes its file."""
+_ECP5_MAP = """\
+// An address bit that a small memory does not use repeats another one: nextpnr would lead a
+// constant there from one place of the chip.
+(* techmap_celltype = "TRELLIS_DPR16X4" *)
+module repeat_address (
+  input [3:0] DI, input [3:0] WAD, input [3:0] RAD, input WRE, input WCK, output [3:0] DO
+);
+  parameter WCKMUX = "WCK";
+  parameter WREMUX = "WRE";
+  parameter [63:0] INITVAL = 64'd0;
+  parameter [3:0] _TECHMAP_CONSTMSK_WAD_ = 4'd0;
+  parameter [3:0] _TECHMAP_CONSTMSK_RAD_ = 4'd0;
+  localparam [3:0] UNUSED = _TECHMAP_CONSTMSK_WAD_ & _TECHMAP_CONSTMSK_RAD_;
+  wire _TECHMAP_FAIL_ = UNUSED == 0 || UNUSED[0] || INITVAL != 0;
+  wire [3:0] write, read;
+  generate
+    genvar bit;
+    for (bit = 0; bit < 4; bit = bit + 1) begin
+      assign write[bit] = WAD[UNUSED[bit] ? 0 : bit];
+      assign read[bit] = RAD[UNUSED[bit] ? 0 : bit];
+    end
+  endgenerate
+  TRELLIS_DPR16X4 #(.WCKMUX(WCKMUX), .WREMUX(WREMUX), .INITVAL(INITVAL)) _TECHMAP_REPLACE_ (
+    .DI(DI), .WAD(write), .RAD(read), .WRE(WRE), .WCK(WCK), .DO(DO)
+  );
+endmodule
+"""
+
+
+def write_maps(folder: Path) -> None:
+    """Write the files that scripts need beside the design."""
+    (folder / "ecp5_map.v").write_text(_ECP5_MAP)
 
 
 def synthesise(
@@ -42,6 +83,7 @@ def synthesise(
     ToolError
         If Yosys is missing or fails.
     """
+    write_maps(folder)
     # Instances with parameters confuse the flow unless processes are gone before it starts.
     script = (
         f"read_verilog {name}.v; hierarchy -top {top}; proc; write_rtlil {name}.il; "
