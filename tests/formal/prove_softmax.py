@@ -57,10 +57,11 @@ def is_in_tile(p: Proof, first: Signal, last: Signal) -> Any:
         "takes the tile's": lambda: mutant(
             SoftmaxLane, ("Mux(ceiling > old, ceiling, old)", "ceiling")
         ),
-        "takes masked keys": lambda: mutant(SoftmaxLane, ("allowed & (first |", "(first |")),
+        "takes masked keys": lambda: mutant(
+            SoftmaxLane, ("m.Elif(allowed & (log_score", "m.Elif((log_score")
+        ),
         "remembers the tile before": lambda: mutant(
-            SoftmaxLane,
-            ("(first | (log_score > tile_maximum))", "(log_score > tile_maximum)"),
+            SoftmaxLane, ("with m.If(self.step.log_first):", "with m.If(0):")
         ),
         "does not start anew": lambda: mutant(
             SoftmaxLane, ("Mux(fresh, initial, maximum)", "maximum")

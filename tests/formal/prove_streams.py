@@ -154,7 +154,7 @@ def responder(p: Proof, component: Any) -> None:
     with m.If(taken(reply)):
         m.d.sync += word.eq(Mux(reply.payload.last, 0, word + 1))
     p.claim(dut.ready == (taken(reply) & reply.payload.last))
-    counters = Signal.like(Value.cast(dut.counters))
+    counters = Signal.like(Value.cast(dut.counters), reset_less=True)
     with m.If(~dut.valid):
         m.d.sync += counters.eq(dut.counters)
     identity = identity_payload(CONFIG, VERSION)
