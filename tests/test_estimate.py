@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -45,7 +46,9 @@ def test_cells_count_where_they_drive(tmp_path: Path) -> None:
     }
     path = tmp_path / "netlist.json"
     path.write_text(json.dumps({"modules": {"top": {"cells": cells, "netnames": netnames}}}))
-    assert count_cells(path, "top") == {"merge": Counter(LUT=3), "drain": Counter(FF=1)}
+    cells = count_cells(path, "top")
+    assert cells == {"merge": Counter(LUT=3), "drain": Counter(FF=1)}
+    json.dumps(dataclasses.asdict(Estimate("ecp5", cells, 2)))
 
 
 def test_paths_and_clocks_by_component() -> None:

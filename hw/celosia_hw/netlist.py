@@ -72,7 +72,7 @@ def count_cells(path: Path, top: str) -> dict[str, Counter[str]]:
         bits = (bit for port in _OUTPUTS for bit in cell["connections"].get(port, ()))
         net = next((names[bit] for bit in bits if bit in names), name)
         counts[component(name if name.count(".") > net.count(".") else net)][kind[0]] += kind[1]
-    return counts
+    return dict(counts)
 
 
 def _kind(cell: str) -> tuple[str, int] | None:
