@@ -6,8 +6,9 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from .axi_stream import AxiStreamAccelerator
 from .config import AcceleratorConfig
@@ -118,6 +119,10 @@ class Estimate:
     def total(self) -> Counter[str]:
         """Cells of all components."""
         return sum(self.cells.values(), Counter())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {name.name: getattr(self, name.name) for name in fields(self)}
 
 
 def estimate(

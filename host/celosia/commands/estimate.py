@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import Any
 
 from celosia_hw.config import load
@@ -38,7 +37,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
     with Progress() as progress:
         result = estimates.estimate(config, arguments.target, progress, not arguments.no_place)
     if arguments.json:
-        print(to_json(dataclasses.asdict(result)))
+        print(to_json(result.to_dict()))
     else:
         print(_table(result, f"{arguments.config} on {estimates.TARGETS[arguments.target].name}"))
     return 0
