@@ -83,7 +83,8 @@ def synthesise(
     ToolError
         If Yosys is missing or fails.
     """
-    write_maps(folder)
+    if command == ECP5:
+        write_maps(folder)
     # Instances with parameters confuse the flow unless processes are gone before it starts.
     script = (
         f"read_verilog {name}.v; hierarchy -top {top}; proc; write_rtlil {name}.il; "
