@@ -113,12 +113,8 @@ class AccumulatorLane(wiring.Component):
         outputs = [self._bank(m, bank, total) for bank in range(2)]
         read_bank = delayed(m, self.read_step.bank, 2, "read_bank")
         drain_bank = delayed(m, self.drain_bank, 2, "drain_bank")
-        stored = Signal(self._accumulator, reset_less=True)
-        drained = Signal(self._accumulator, reset_less=True)
-        m.d.sync += [
-            stored.eq(Mux(read_bank, outputs[1], outputs[0])),
-            drained.eq(Mux(drain_bank, outputs[1], outputs[0])),
-        ]
+        stored = delayed(m, Mux(read_bank, outputs[1], outputs[0]), 1, "stored")
+        drained = delayed(m, Mux(drain_bank, outputs[1], outputs[0]), 1, "drained")
         m.d.comb += self.drained.eq(drained)
         rescaled = shift_right_twice(
             m,

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, Value
 
+from .pipeline import delayed
+
 __all__ = ["Operand", "multiply"]
 
 ECP5_OPERAND_BITS = 18
@@ -31,7 +33,7 @@ class Operand(NamedTuple):
 
 def multiply(
     m: Module, a: Value | Operand, b: Value | Operand, stages: int, name: str, platform=None
-) -> Signal:
+) -> Value:
     """The product of two operands, a new one every clock.
 
     Latency `stages` clocks from the operands, or from their registers if they are `Operand`\\ s. On
@@ -54,10 +56,7 @@ def multiply(
         raise TypeError("a and b must both be Operands, or neither")
     if getattr(platform, "family", None) == "ecp5" and _fits(a) and _fits(b):
         return _ecp5(m, a, b, stages, name)
-    product = _register(a) * _register(b)
-    for stage in range(stages):
-        product = _delayed(m, product, f"{name}_{stage}")
-    return product
+    return delayed(m, _register(a) * _register(b), stages, name)
 
 
 def _register(operand: Value | Operand) -> Value:
@@ -68,13 +67,7 @@ def _fits(operand: Value | Operand) -> bool:
     return len(_register(operand)) <= ECP5_OPERAND_BITS
 
 
-def _delayed(m: Module, value: Value, name: str) -> Signal:
-    register = Signal(value.shape(), name=name, reset_less=True)
-    m.d.sync += register.eq(value)
-    return register
-
-
-def _ecp5(m: Module, a: Value | Operand, b: Value | Operand, stages: int, name: str) -> Signal:
+def _ecp5(m: Module, a: Value | Operand, b: Value | Operand, stages: int, name: str) -> Value:
     has_register = isinstance(a, Operand)
     registers = stages + has_register
     in_use = {
@@ -112,7 +105,4 @@ def _ecp5(m: Module, a: Value | Operand, b: Value | Operand, stages: int, name: 
         i_RST0=Const(0, 1),
         **options,
     )
-    result = product
-    for stage in range(max(registers - 3, 0)):
-        result = _delayed(m, result, f"{name}_{stage}")
-    return result
+    return delayed(m, product, max(registers - 3, 0), name)

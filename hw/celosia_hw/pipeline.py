@@ -76,7 +76,8 @@ class EventDelay(wiring.Component):
     """Hands an event and its record on after a fixed number of clocks.
 
     Latency `delay` clocks, exactly. Events come at least `spacing` clocks apart; records wait in
-    a ring as deep as the events that fit the delay. There is no back-pressure.
+    a ring as deep as the events that fit the delay, the last clock in a register. There is no
+    back-pressure.
 
     Parameters
     ----------
@@ -100,7 +101,7 @@ class EventDelay(wiring.Component):
             raise ValueError(f"delay must be at least 1, not {delay}")
         self._shape = shape
         self._delay = delay
-        self._depth = delay // spacing + 1
+        self._depth = (delay - 1) // spacing + 1
         super().__init__({"i_valid": In(1), "i": In(shape), "o_valid": Out(1), "o": Out(shape)})
 
     def elaborate(self, platform) -> Module:
@@ -109,22 +110,22 @@ class EventDelay(wiring.Component):
         m.d.sync += line.eq(Cat(self.i_valid, line))
         m.d.comb += self.o_valid.eq(line[-1])
 
+        record = Signal.like(Value.cast(self.o), name="record", reset_less=True)
+        m.d.comb += Value.cast(self.o).eq(record)
         if self._depth == 1:
-            record = Signal.like(Value.cast(self.o), name="record", reset_less=True)
             with m.If(self.i_valid):
                 m.d.sync += record.eq(self.i)
-            m.d.comb += Value.cast(self.o).eq(record)
         else:
-            self._ring(m)
+            self._ring(m, line[-2], record)
         return m
 
-    def _ring(self, m: Module) -> None:
+    def _ring(self, m: Module, take: Value, record: Signal) -> None:
         depth = self._depth
         write = Signal(range(depth))
         read = Signal(range(depth))
         with m.If(self.i_valid):
             m.d.sync += write.eq(Mux(write == depth - 1, 0, write + 1))
-        with m.If(self.o_valid):
+        with m.If(take):
             m.d.sync += read.eq(Mux(read == depth - 1, 0, read + 1))
 
         size = Shape.cast(self._shape).width
@@ -135,8 +136,8 @@ class EventDelay(wiring.Component):
             write_port.data.eq(self.i),
             write_port.en.eq(self.i_valid),
             read_port.addr.eq(read),
-            Value.cast(self.o).eq(read_port.data),
         ]
+        m.d.sync += record.eq(read_port.data)
 
 
 class Steps(wiring.Component):

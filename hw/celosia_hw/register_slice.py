@@ -38,8 +38,7 @@ class RegisterSlice(wiring.Component):
         arrives = Signal()
         moves = ~self.o.valid | self.o.ready
         fills = ~moves & (is_spare | arrives)
-        m.d.comb += self.o.payload.eq(payload)
-        m.d.comb += arrives.eq(self.i.valid & self.i.ready)
+        m.d.comb += [self.o.payload.eq(payload), arrives.eq(self.i.valid & self.i.ready)]
         m.d.sync += [is_spare.eq(fills), self.i.ready.eq(~fills)]
         with m.If(moves):
             m.d.sync += [

@@ -84,9 +84,8 @@ class RowMemory(wiring.Component):
                 write.en.eq(delayed(m, Mux(here, chosen, 0), 1, f"enable_{word}", has_events=True)),
                 read.addr.eq(self.read_row),
             ]
-            register = Signal(bits, name=f"read_{word}", reset_less=True)
-            m.d.sync += register.eq(read.data)
-            m.d.comb += self.row.as_value()[start : start + bits].eq(register)
+            part = self.row.as_value()[start : start + bits]
+            m.d.comb += part.eq(delayed(m, read.data, 1, f"read_{word}"))
         return m
 
 

@@ -302,9 +302,7 @@ class SoftmaxLane(wiring.Component):
             *(m, probability, self.step.value_factor),
             *(self._config.multiplier_stages, "weighted", platform),
         )
-        weight = Signal(self._widths.probability, reset_less=True)
-        m.d.sync += weight.eq(round_shift(product, FACTOR_BITS))
-        m.d.comb += self.weight.eq(weight)
+        m.d.comb += self.weight.eq(delayed(m, round_shift(product, FACTOR_BITS), 1, "weight"))
 
 
 assert MAXIMUM == 3  # the stages of SoftmaxLane._maximum: tile maximum, ceiling, maximum

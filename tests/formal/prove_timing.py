@@ -31,28 +31,26 @@ CONFIG = AcceleratorConfig(
 
 
 @prove(
-    (EventDelay, 7, 2),
+    (EventDelay, 8, 2),
     {
         "ring is too short": lambda: (
-            mutant(EventDelay, ("delay // spacing + 1", "delay // spacing")),
-            7,
+            mutant(EventDelay, ("(delay - 1) // spacing + 1", "(delay - 1) // spacing")),
+            8,
             2,
         ),
         "reads one too many": lambda: (
-            mutant(
-                EventDelay, ("with m.If(self.o_valid):", "with m.If(self.o_valid | self.i_valid):")
-            ),
-            7,
+            mutant(EventDelay, ("with m.If(take):", "with m.If(take | self.i_valid):")),
+            8,
             2,
         ),
         "is a clock late": lambda: (
             mutant(EventDelay, ("line = Signal(self._delay)", "line = Signal(self._delay + 1)")),
-            7,
+            8,
             2,
         ),
     },
-    depth=9,
-    trace=14,
+    depth=10,
+    trace=16,
 )
 def event_delay(p: Proof, component: Any) -> None:
     """An event and its record come so many clocks later, exactly, however many wait."""
@@ -64,7 +62,7 @@ def event_delay(p: Proof, component: Any) -> None:
     p.claim(dut.o_valid == p.past(dut.i_valid, delay))
     p.claim(~dut.o_valid | (dut.o == p.past(dut.i, delay)))
     line, depth = inside["line"], inside["_ring.depth"]
-    waiting = sum(line[i] for i in range(len(line)))
+    waiting = sum(line[i] for i in range(len(line) - 1))
     read, write = inside["read"], inside["write"]
     p.lemma((read < depth) & (write < depth))
     p.lemma((read + waiting == write) | (read + waiting == write + depth))
@@ -212,10 +210,9 @@ def with_plain_delays(
     known: dict[int, tuple[Any, Origin]] = {}
 
     def delay(valid: Any, clocks: int, depth: int) -> Value:
-        waiting = sum(p.past(valid, clock) for clock in range(1, clocks + 1))
-        later = p.past(valid, clocks)
-        p.claim(~valid | later | (waiting < depth))
-        return later
+        waiting = sum(p.past(valid, clock) for clock in range(1, clocks))
+        p.claim(~valid | (waiting < depth))
+        return p.past(valid, clocks)
 
     class PlainDelay(EventDelay):
         def elaborate(self, platform: Any) -> Module:
