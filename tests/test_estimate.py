@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ from celosia.cli import main
 from celosia_hw import estimate as estimates
 from celosia_hw.config import preset
 from celosia_hw.estimate import Estimate, estimate
-from celosia_hw.netlist import component, count_cells
+from celosia_hw.netlist import component, count_cells, port_bits
 from celosia_hw.synthesis import critical_path
 from celosia_hw.tools import ToolError, find_tool, run_tool
 
@@ -89,6 +90,44 @@ def test_errors_are_told_in_a_line(
     monkeypatch.setattr(estimates, "_LIBERTY", tmp_path / "absent")
     assert main(["estimate", "--config", "tiny", "--target", "asic"]) == 2
     assert "sudo apt install qflow-tech-osu018" in capsys.readouterr().err
+
+
+def test_each_port_of_gowin_has_a_pin(tmp_path: Path) -> None:
+    path = tmp_path / "netlist.json"
+    ports = {"clk": {"bits": [2]}, "data": {"bits": [3, 4]}}
+    path.write_text(json.dumps({"modules": {"top": {"ports": ports}}}))
+    names = port_bits(path, "top")
+    assert names == ["clk", "data[0]", "data[1]"]
+    lines = estimates._gowin_pins(names).splitlines()
+    assert [line.split()[1].strip('"') for line in lines] == names
+    assert len({line.split()[2] for line in lines}) == len(names)
+    with pytest.raises(ToolError, match="300 ports do not fit 156 pins"):
+        estimates._gowin_pins(["port"] * 300)
+
+
+def test_full_devices_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def place(*_: object) -> None:
+        raise ToolError("nextpnr failed: ERROR: Unable to place cell 'x', no BELs remaining")
+
+    monkeypatch.setattr(estimates, "synthesise", lambda *_: None)
+    monkeypatch.setattr(estimates, "count_cells", lambda *_: {"drain": Counter(FF=1)})
+    monkeypatch.setattr(estimates, "_place", place)
+    result = estimate(preset("tiny"), "ice40")
+    assert result.remark == "does not fit"
+    assert result.total == Counter(FF=1)
+
+
+@pytest.mark.synthesis
+def test_asic() -> None:
+    config = dataclasses.replace(preset("tiny"), key_rows=2, query_lanes=2, normalizer_lanes=1)
+    result = estimate(config, "asic")
+    assert result.memory_bits == sum(config.memory_bits.values())
+    assert result.total["area"] > 100_000
+    assert result.fmax is not None
+    assert result.fmax > 50
+    assert "other" not in dict(result.critical_path)
+    # The setup time of the last register is not part of the path.
+    assert 0.8 < sum(delay for _, delay in result.critical_path) * result.fmax / 1000 < 1
 
 
 @pytest.mark.synthesis

