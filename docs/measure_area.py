@@ -10,6 +10,7 @@ import dataclasses
 import sys
 
 from celosia.text import markdown, markdown_row
+from celosia_hw.boards import BOARDS
 from celosia_hw.config import AcceleratorConfig, preset
 from celosia_hw.estimate import TARGETS, Estimate, estimate
 
@@ -17,7 +18,9 @@ FOUR = dataclasses.replace(
     preset("small"), key_rows=4, query_lanes=4, max_keys=256, link_bytes=4, normalizer_lanes=1
 )
 LADDER: tuple[tuple[str, AcceleratorConfig, str], ...] = (
-    *(("`tiny`, 4 x 3", preset("tiny"), target) for target in TARGETS),
+    # What is left of Gowin's part beside `tiny` is too little for the placer.
+    ("2 x 2", BOARDS["tang-primer-20k"].config, "gowin"),
+    *(("`tiny`, 4 x 3", preset("tiny"), target) for target in TARGETS if target != "gowin"),
     ("4 x 4", FOUR, "ecp5"),
     *(("`small`, 8 x 8", preset("small"), target) for target in ("ecp5", "xilinx7", "asic")),
 )

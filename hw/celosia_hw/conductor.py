@@ -27,9 +27,8 @@ from .payload import INTERVAL_BITS
 from .pipeline import (
     EventDelay,
     Steps,
-    clamp,
     delayed,
-    round_shift,
+    halve_and_clamp,
     shift_right_twice,
 )
 from .sequencer import TileRecord
@@ -228,7 +227,7 @@ class Conductor(wiring.Component):
 
         shifted = shift_right_twice(m, Cat(Const(0, 1), total).as_signed(), shift, "slope_shifted")
         slope_bias = Signal.like(self.mask_step.slope_bias, name="slope_bias", reset_less=True)
-        m.d.sync += slope_bias.eq(clamp(round_shift(shifted, 1), slope_bias.shape()))
+        m.d.sync += slope_bias.eq(halve_and_clamp(shifted, slope_bias.shape()))
         return slope_bias
 
     def _masks(self, m: Module, platform, tile: _Event) -> None:
@@ -403,7 +402,8 @@ class Conductor(wiring.Component):
                 delayed(m, read.as_value(), WRITE_LAG, "write_step", has_events=True)
             ),
         ]
-        with m.If(self.is_product):
+        # Of its own, beside the accumulators: it changes while the pipeline is empty.
+        with m.If(delayed(m, self.is_product, 1, "writes_products")):
             m.d.comb += [
                 self.write_step.valid.eq(products.active),
                 self.write_step.bank.eq(bank),

@@ -11,6 +11,8 @@ __all__ = [
     "Steps",
     "clamp",
     "delayed",
+    "halve_and_clamp",
+    "is_greater",
     "round_shift",
     "shift_right_twice",
 ]
@@ -45,6 +47,30 @@ def clamp(value: Value, shape: Shape) -> Value:
     fits = (dropped == 0) & ~sign | dropped.all() & sign
     limit = Cat((~sign).replicate(shape.width - 1), sign)
     return Mux(fits, value[: shape.width], limit).as_signed()
+
+
+def halve_and_clamp(value: Value, shape: Shape) -> Value:
+    """``clamp(round_shift(value, 1), shape)``.
+
+    Whether it saturates is found beside the sum, but for one bit, instead of after it.
+    """
+    width = shape.width
+    if len(value) <= width:
+        return round_shift(value, 1)
+    sign = value[-1]
+    result = (value[: width + 1] + 1)[1 : width + 1]
+    dropped = value[width:-1]
+    fits = Mux(sign, dropped.all(), (dropped == 0) & ~result[-1])
+    limit = Cat((~sign).replicate(width - 1), sign)
+    return Mux(fits, result, limit).as_signed()
+
+
+def is_greater(a: Value, b: Value) -> Value:
+    """``a > b`` of signed values of the same width, from the carry alone.
+
+    With the sign flipped they compare as unsigned numbers do.
+    """
+    return Cat(a[:-1], ~a[-1]) > Cat(b[:-1], ~b[-1])
 
 
 def shift_right_twice(

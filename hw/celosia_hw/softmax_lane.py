@@ -9,7 +9,14 @@ from amaranth.lib.wiring import In, Out
 from .arithmetic import FACTOR_BITS, GAIN_BITS, OPERAND_BITS, Exp2Table, Widths
 from .config import AcceleratorConfig
 from .multiplier import multiply
-from .pipeline import clamp, delayed, round_shift, shift_right_twice
+from .pipeline import (
+    clamp,
+    delayed,
+    halve_and_clamp,
+    is_greater,
+    round_shift,
+    shift_right_twice,
+)
 from .timing import MAXIMUM, Timing
 
 __all__ = ["LaneStep", "SoftmaxLane"]
@@ -148,7 +155,7 @@ class SoftmaxLane(wiring.Component):
         log_score = Signal(signed(self._widths.log_score), reset_less=True)
         biased = Signal.like(log_score, name="biased")
         m.d.sync += [
-            log_score.eq(clamp(round_shift(shifted, 1), log_score.shape())),
+            log_score.eq(halve_and_clamp(shifted, log_score.shape())),
             biased.eq(clamp(log_score + self.bias, biased.shape())),
         ]
         return biased
@@ -170,7 +177,7 @@ class SoftmaxLane(wiring.Component):
         tile_maximum = Signal.like(log_score, name="tile_maximum", reset_less=True)
         with m.If(self.step.log_first):
             m.d.sync += tile_maximum.eq(Mux(allowed, log_score, widths.lowest_log_score))
-        with m.Elif(allowed & (log_score > tile_maximum)):
+        with m.Elif(allowed & is_greater(log_score, tile_maximum)):
             m.d.sync += tile_maximum.eq(log_score)
 
         last = delayed(m, self.step.log_last, 2, "log_last")

@@ -19,7 +19,7 @@ ENTRY_BITS = 16
 class TileList(wiring.Component):
     """The key tiles of query tiles: offsets from the first tile, read one after the other.
 
-    Latency three clocks from `start` or `advance` to the entry. There is no back-pressure.
+    Latency four clocks from `start` or `advance` to the entry. There is no back-pressure.
 
     Parameters
     ----------
@@ -70,7 +70,8 @@ class TileList(wiring.Component):
             write.en.eq(self.write),
             read.addr.eq(Mux(group, self._words, 0) + (entry >> bits)),
         ]
-        place = delayed(m, entry[:bits], 1, "place")
-        entries = Array(read.data.word_select(i, ENTRY_BITS) for i in range(per_word))
+        place = delayed(m, entry[:bits], 2, "place")
+        word = delayed(m, read.data, 1, "word")
+        entries = Array(word.word_select(i, ENTRY_BITS) for i in range(per_word))
         m.d.sync += self.offset.eq(entries[place])
         return m

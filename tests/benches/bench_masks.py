@@ -15,7 +15,7 @@ from celosia_hw.payload import QUERY_BUFFERS
 CONFIG = configuration()
 ROWS, LANES, LINK = CONFIG.key_rows, CONFIG.query_lanes, CONFIG.link_bytes
 STEP, BITS = MaskStep(CONFIG), Widths(CONFIG).log_score
-LIST_LATENCY = 3
+LIST_LATENCY = 4
 
 
 def mask_words(bits: Any) -> list[int]:

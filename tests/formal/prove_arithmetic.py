@@ -64,6 +64,51 @@ def clamp(p: Proof, function: Any) -> None:
 
 
 @prove(
+    pipeline.halve_and_clamp,
+    {
+        "rounds down": lambda: mutant(
+            pipeline.halve_and_clamp, ("(value[: width + 1] + 1)", "(value[: width + 1] + 0)")
+        ),
+        "wraps by rounding up": lambda: mutant(
+            pipeline.halve_and_clamp, ("(dropped == 0) & ~result[-1]", "dropped == 0")
+        ),
+        "lets negative numbers wrap": lambda: mutant(
+            pipeline.halve_and_clamp, ("Mux(sign, dropped.all(),", "Mux(sign, 1,")
+        ),
+        "saturates to the other end": lambda: mutant(
+            pipeline.halve_and_clamp,
+            (
+                "Cat((~sign).replicate(width - 1), sign)",
+                "Cat(sign.replicate(width - 1), ~sign)",
+            ),
+        ),
+    },
+)
+def halve_and_clamp(p: Proof, function: Any) -> None:
+    """`clamp` of `round_shift` by one, to less, as much and more bits than there are."""
+    x = p.free(signed(WIDTH), "x")
+    for bits in range(2, WIDTH + 2):
+        expected = pipeline.clamp(pipeline.round_shift(x, 1), signed(bits))
+        p.claim(function(x, signed(bits)) == expected)
+
+
+@prove(
+    pipeline.is_greater,
+    {
+        "compares as unsigned": lambda: mutant(
+            pipeline.is_greater,
+            ("Cat(a[:-1], ~a[-1]) > Cat(b[:-1], ~b[-1])", "a.as_unsigned() > b.as_unsigned()"),
+        ),
+        "takes equal ones": lambda: mutant(pipeline.is_greater, (") > Cat", ") >= Cat")),
+    },
+)
+def is_greater(p: Proof, function: Any) -> None:
+    """``a > b``."""
+    a, b = (p.free(signed(WIDTH), name) for name in "ab")
+    p.claim(function(a, b) == (a > b))
+
+
+@prove(
     pipeline.shift_right_twice,
     {
         "shifts by ones alone": lambda: mutant(

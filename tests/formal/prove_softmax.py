@@ -58,7 +58,7 @@ def is_in_tile(p: Proof, first: Signal, last: Signal) -> Any:
             SoftmaxLane, ("Mux(ceiling > old, ceiling, old)", "ceiling")
         ),
         "takes masked keys": lambda: mutant(
-            SoftmaxLane, ("m.Elif(allowed & (log_score", "m.Elif((log_score")
+            SoftmaxLane, ("m.Elif(allowed & is_greater", "m.Elif(is_greater")
         ),
         "remembers the tile before": lambda: mutant(
             SoftmaxLane, ("with m.If(self.step.log_first):", "with m.If(0):")

@@ -103,7 +103,7 @@ _ALL = (
         platform="ulx3s.ULX3S_85F_Platform",
         family="ecp5",
         config=AcceleratorConfig(**_SMALL),
-        clock_hz=80_000_000,
+        clock_hz=100_000_000,
         pins=_uart_and("clk25", Pin("button_fire"), Pin("led", 0), Pin("led", 1), Pin("led", 2))
         # Low, it would let the board's ESP32 start in its loader.
         | {"wifi_gpio0": Pin("esp32", 0, "gpio0")},
