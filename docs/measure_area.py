@@ -18,7 +18,7 @@ FOUR = dataclasses.replace(
     preset("small"), key_rows=4, query_lanes=4, max_keys=256, link_bytes=4, normalizer_lanes=1
 )
 LADDER: tuple[tuple[str, AcceleratorConfig, str], ...] = (
-    # What is left of Gowin's part beside `tiny` is too little for the placer.
+    # `tiny` would take 80 % of the flip-flops of Gowin's part.
     ("2 x 2", BOARDS["tang-primer-20k"].config, "gowin"),
     *(("`tiny`, 4 x 3", preset("tiny"), target) for target in TARGETS if target != "gowin"),
     ("4 x 4", FOUR, "ecp5"),
