@@ -119,7 +119,7 @@ _ALL = (
         platform="orangecrab_r0_2.OrangeCrabR0_2_85FPlatform",
         family="ecp5",
         config=AcceleratorConfig(**_SMALL),
-        clock_hz=96_000_000,
+        clock_hz=120_000_000,
         # One LED of three colours.
         pins=_uart_and(
             "clk", Pin("button"), *(Pin("rgb_led", 0, colour) for colour in ("g", "b", "r"))
