@@ -15,7 +15,7 @@ phys_opt_design
 route_design
 report_utilization -hierarchical -file [file join $folder utilization.txt]
 report_timing_summary -file [file join $folder timing.txt]
-if {[get_property SLACK [get_timing_paths]] < 0} {
+if {[get_property SLACK [get_timing_paths]] < 0 || [get_property SLACK [get_timing_paths -hold]] < 0} {
   puts "ERROR: timing is not met"
   exit 1
 }

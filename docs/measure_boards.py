@@ -25,7 +25,7 @@ def row(board: Board, tensors: Input) -> str:
     def tell(text: str) -> None:
         print(f"\r\x1b[K{text}"[:120], end="", file=sys.stderr)
 
-    line = measure(tensors, board.config, progress=tell)
+    line = measure(tensors, board.config, board.link, progress=tell)
     options = {**tensors.mask, "enable_gqa": len(tensors.key) != len(tensors.query)}
     with open_device("sim", config=board.config, progress=tell) as device:
         run_attention(tensors.query, tensors.key, tensors.value, device=device, **options)

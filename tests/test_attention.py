@@ -40,13 +40,27 @@ def sdpa(q, k, v, **options):
     return scaled_dot_product_attention(q, k, v, **options)[0].numpy()
 
 
-@pytest.mark.parametrize("device", ["model:tiny", "model:small", "model"])
-@pytest.mark.parametrize(
-    ("queries", "keys", "dim", "value_dim"),
-    [(1, 1, 1, 1), (17, 33, 10, 10), (5, 40, 3, 7), (3, 4, 10, 1), (16, 16, 8, 8), (1, 25, 10, 10)],
+SIZES = (
+    *((1, 1, 1, 1), (17, 33, 10, 10), (5, 40, 3, 7)),
+    *((3, 4, 10, 1), (16, 16, 8, 8), (1, 25, 10, 10)),
 )
+
+
+@pytest.mark.parametrize("device", ["model:tiny", "model:small", "model"])
+@pytest.mark.parametrize(("queries", "keys", "dim", "value_dim"), SIZES)
 @pytest.mark.parametrize("causal", [False, True])
 def test_sizes(device, queries, keys, dim, value_dim, causal):
+    check_sizes(device, queries, keys, dim, value_dim, causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_sizes_on_each_device(device_spec, causal):
+    with celosia.open_device(device_spec) as device:
+        for sizes in SIZES:
+            check_sizes(device, *sizes, causal)
+
+
+def check_sizes(device, queries, keys, dim, value_dim, causal):
     q, k, v = qkv(2, queries, keys, dim, value_dim)
     result = run_attention(q, k, v, is_causal=causal, device=device)
     assert result.shape == (2, queries, value_dim)
@@ -492,9 +506,9 @@ def random_call(seed, most=40, dims=65):
     return (q, k, v), arguments, allowed
 
 
-def check_random_call(seed, device):
+def check_random_call(seed, device, **limits):
     """Against PyTorch, where a query attends to anything; zeros elsewhere."""
-    tensors, arguments, allowed = random_call(seed)
+    tensors, arguments, allowed = random_call(seed, **limits)
     result = run_attention(*tensors, enable_gqa=True, device=device, **arguments)
     q, k, v = map(torch.from_numpy, tensors)
     reference = torch.nn.functional.scaled_dot_product_attention(
@@ -526,3 +540,15 @@ def test_random_shapes_and_masks_on_the_hardware(seed):
             *tensors, enable_gqa=True, device=name, **arguments
         ).values
     np.testing.assert_array_equal(raw["sim:small"], raw["model:small"])
+
+
+@pytest.mark.parametrize("seed", range(11))
+def test_random_shapes_and_masks_on_each_device(seed, device_spec):
+    """Every kind of mask, in sizes that the smallest configuration holds."""
+    tensors, arguments, _ = random_call(2000 + seed, dims=9)
+    results = [
+        celosia.run_attention_raw(*tensors, enable_gqa=True, device=name, **arguments).values
+        for name in (device_spec, "model:tiny")
+    ]
+    np.testing.assert_array_equal(*results)
+    check_random_call(3000 + seed, device_spec, dims=9)

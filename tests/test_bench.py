@@ -3,8 +3,11 @@
 import dataclasses
 import json
 
+import pytest
+
 import celosia
 from celosia import bench, cli
+from celosia_hw.boards import BOARDS
 
 SMALL = [
     dataclasses.replace(
@@ -26,6 +29,19 @@ def test_every_case_runs_on_the_hardware(hardware):
             assert row["clocks"] > 0
             assert 0 < row["utilization"] < 1
         assert row["sqnr_db"] > 30
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_board_leaves_out_what_it_cannot_hold(name):
+    config = BOARDS[name].config
+    with celosia.open_device("model", config=config) as device:
+        for case in bench.CASES:
+            # Few queries: the limits are the keys' and the dimension's.
+            (row,) = bench.bench(device, [dataclasses.replace(case, queries=1, mask=None)], heads=1)
+            fits = case.dim <= config.max_head_dim and case.keys <= config.max_sequence
+            assert ("left_out" in row) == (not fits)
+    left_out = {"case": "long", "left_out": "max_sequence is 1024"}
+    assert "| long: left out, max_sequence is 1024 |" in bench.format_table([left_out])
 
 
 def test_table_and_json(monkeypatch, capsys):

@@ -297,6 +297,8 @@ def test_missing_tools_are_told_at_once(
 def test_flash(toolbox: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["flash", "--board", "ulx3s", str(tmp_path)]) == 2
     assert "celosia build --board ulx3s makes it" in capsys.readouterr().err
+    assert main(["flash", "--board", "arty-a7", str(tmp_path)]) == 2
+    assert "celosia verilog --board arty-a7 writes what Vivado" in capsys.readouterr().err
     bitstream = tmp_path / "ulx3s.bit"
     bitstream.write_text("bits")
     assert main(["flash", "--board", "ulx3s", str(tmp_path)]) == 2

@@ -1,6 +1,7 @@
 """Boards at a serial port: what only they have, and what goes wrong with them."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import select
@@ -18,13 +19,15 @@ import pytest
 import celosia
 from celosia import cli, link_faults, run_attention, serial_link
 from celosia.commands.inputs import Input
-from celosia.device import DeviceError, open_device
+from celosia.device import DeviceError, VersionMismatch, open_device
 from celosia.link_overhead import format_overheads, measure
-from celosia.serial_link import BoardReset, CableLost, DeviceBusy, LinkTimeout, VersionMismatch
+from celosia.serial_link import BoardReset, CableLost, DeviceBusy, LinkTimeout
 from celosia.serial_transport import DEFAULT_BAUD, SerialTransport, parse_port
+from celosia_hw.boards import BOARDS
 from celosia_hw.config import preset
-from celosia_hw.link_protocol import LinkConfig, bit_rate
+from celosia_hw.link_protocol import LinkConfig
 from celosia_sim.board import board_design, plain_board
+from celosia_sim.board_tops import real_board
 from celosia_sim.faults import FaultyLine
 from celosia_sim.virtual_board import Line, VirtualBoard
 from conftest import LINK
@@ -90,13 +93,10 @@ def test_no_such_port():
 
 
 def test_true_baud_rate():
-    """3 Mbaud from a clock of 100 MHz: 33 1/3 clocks a bit."""
-    bit = bit_rate(100_000_000, DEFAULT_BAUD)
-    assert bit == Fraction(100, 3)
-    with (
-        VirtualBoard(plain_board(preset("tiny"), LINK, bit)) as board,
-        open_device(f"serial:{board.path}") as device,
-    ):
+    """The ULX3S with the link it is shipped with: 3 Mbaud from 100 MHz, 33 1/3 clocks a bit."""
+    design = real_board(dataclasses.replace(BOARDS["ulx3s"], config=preset("tiny")))
+    assert design.clocks_per_bit == Fraction(100, 3)
+    with VirtualBoard(design) as board, open_device(f"serial:{board.path}") as device:
         result = run_attention(X, X, X)
         assert device.config == preset("tiny")
     np.testing.assert_array_equal(result, run_attention(X, X, X, device="model:tiny"))
@@ -189,6 +189,21 @@ def test_a_lost_cable():
         run_attention(X, X, X, device=device)
 
 
+def test_a_cable_that_is_plugged_in_again():
+    """The board has gone on, in the middle of a session, and takes a new one."""
+    line = Scripted()
+    with VirtualBoard(plain_board(preset("tiny"), LINK, clocks_per_bit=2), line) as board:
+        device = open_device(f"serial:{board.path}")
+        expected = run_attention(X, X, X, device=device)
+        clocks = board.board.clocks
+        line.do(lambda _: board.replug())
+        with pytest.raises(CableLost, match="is gone"):
+            run_attention(X, X, X, device=device)
+        with open_device(f"serial:{board.path}") as again:
+            np.testing.assert_array_equal(run_attention(X, X, X, device=again), expected)
+        assert board.board.clocks > clocks
+
+
 def test_another_version(virtual_board, monkeypatch):
     monkeypatch.setattr(serial_link, "LINK_VERSION", 9)
     with pytest.raises(VersionMismatch, match="link is of version 1, this driver's of 9"):
@@ -199,7 +214,7 @@ def test_another_version(virtual_board, monkeypatch):
 
 def test_another_protocol(virtual_board, monkeypatch):
     monkeypatch.setattr("celosia_hw.protocol.PROTOCOL_VERSION", 9)
-    with pytest.raises(DeviceError, match="the device speaks protocol 2, this driver 9"):
+    with pytest.raises(VersionMismatch, match="the device speaks protocol 2, this driver 9"):
         open_device(f"serial:{virtual_board.path}")
 
 
@@ -316,6 +331,10 @@ def test_commands(virtual_board, capsys):
     assert lines[0].startswith(spec)
     assert "4 x 3, version 0.1.0" in lines[0]
     assert "no such port" in lines[1]
+    assert cli.main(["devices", "/dev/tty@fast", spec]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "the baud rate must be a positive number" in lines[0]
+    assert "4 x 3, version 0.1.0" in lines[1]
     assert cli.main(["run", "--device", "serial:/dev/ttyNONE", *sizes]) == 2
     assert "no such port" in capsys.readouterr().err
 

@@ -15,12 +15,12 @@ from celosia_hw.config import AcceleratorConfig
 
 from .attention import RawResult, run_attention, run_attention_raw
 from .cache import KeyValueCache
-from .device import Device, DeviceError, RunReport, open_device
+from .device import Device, DeviceError, RunReport, VersionMismatch, open_device
 from .matmul import run_matmul
 from .options import AttentionOptions
 from .parallel import DevicePool
 from .quantize import Quantized
-from .serial_link import BoardReset, CableLost, DeviceBusy, LinkTimeout, VersionMismatch
+from .serial_link import BoardReset, CableLost, DeviceBusy, LinkTimeout
 
 if _TYPE_CHECKING:
     from .nn import Calibration as Calibration

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from celosia_hw.config import AcceleratorConfig
+
 from .attention import plan_attention
 from .device import Device, RunReport, open_device
 from .evaluate import ideal_attention, metrics, reference_attention
@@ -101,15 +103,29 @@ def bench(
     -------
     list of dict
         ``case``, ``clocks``, ``utilization``, ``link_bytes`` (both ways), ``sqnr_db``,
-        ``ideal_sqnr_db`` and ``model_mismatches``.
+        ``ideal_sqnr_db`` and ``model_mismatches``; or ``case`` and ``left_out``, why the device's
+        configuration cannot run it.
     """
     rows = []
     with open_device("model", config=device.config) as model:
         for case in CASES if cases is None else cases:
             if progress is not None:
                 progress(case.name)
-            rows.append(_run(device, model, case, heads))
+            reason = _left_out(case, device.config)
+            if reason:
+                rows.append({"case": case.name, "left_out": reason})
+            else:
+                rows.append(_run(device, model, case, heads))
     return rows
+
+
+def _left_out(case: Case, config: AcceleratorConfig) -> str:
+    """Why a configuration cannot run a case, if it cannot."""
+    if case.dim > config.max_head_dim:
+        return f"max_head_dim is {config.max_head_dim}"
+    if case.keys > config.max_sequence:
+        return f"max_sequence is {config.max_sequence}"
+    return ""
 
 
 def _run(device: Device, model: Device, case: Case, heads: int) -> dict[str, Any]:
@@ -158,18 +174,18 @@ def _added(report: RunReport | None, device: Device) -> RunReport:
 def format_table(rows: Iterable[dict[str, Any]]) -> str:
     """The rows of `bench` in Markdown."""
     head = ("case", "clocks", "utilization", "link, MB", "SQNR, dB", "int8 rounding alone, dB")
-    return markdown(
-        [*head, "mismatches"],
-        (
-            (
-                row["case"],
-                row["clocks"] or "",
-                "" if row["utilization"] is None else f"{row['utilization']:.3f}",
-                f"{row['link_bytes'] / 1e6:.2f}",
-                f"{row['sqnr_db']:.2f}",
-                f"{row['ideal_sqnr_db']:.2f}",
-                row["model_mismatches"],
-            )
-            for row in rows
-        ),
+    return markdown([*head, "mismatches"], map(_cells, rows))
+
+
+def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
+    if "left_out" in row:
+        return (f"{row['case']}: left out, {row['left_out']}", *[""] * 6)
+    return (
+        row["case"],
+        row["clocks"] or "",
+        "" if row["utilization"] is None else f"{row['utilization']:.3f}",
+        f"{row['link_bytes'] / 1e6:.2f}",
+        f"{row['sqnr_db']:.2f}",
+        f"{row['ideal_sqnr_db']:.2f}",
+        row["model_mismatches"],
     )

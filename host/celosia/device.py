@@ -21,6 +21,7 @@ from celosia_hw.protocol import (
     ErrorCode,
     Opcode,
     ProtocolError,
+    ProtocolVersionError,
     Reply,
     decode_header,
     encode_header,
@@ -30,11 +31,15 @@ from celosia_hw.protocol import (
 
 from .program import Program
 
-__all__ = ["Device", "DeviceError", "RunReport", "Transport", "open_device"]
+__all__ = ["Device", "DeviceError", "RunReport", "Transport", "VersionMismatch", "open_device"]
 
 
 class DeviceError(RuntimeError):
     """A device that does not answer as it should, is closed, or was not opened."""
+
+
+class VersionMismatch(DeviceError):
+    """A device whose protocol, or a board whose link, is of another version than this driver's."""
 
 
 class Transport(Protocol):
@@ -156,8 +161,10 @@ class Device:
 
     Raises
     ------
+    VersionMismatch
+        If the accelerator speaks another version of the protocol.
     DeviceError
-        If the accelerator speaks another version of the protocol, or none.
+        If it speaks none.
     """
 
     def __init__(
@@ -182,6 +189,8 @@ class Device:
         padding = next((n for n, byte in enumerate(reply[REPLY_BYTES:]) if byte), 0)
         try:
             return parse_identity(reply[REPLY_BYTES + padding :])
+        except ProtocolVersionError as error:
+            raise VersionMismatch(str(error)) from error
         except (ProtocolError, ValueError) as error:
             raise DeviceError(f"the device cannot be identified: {error}") from error
 

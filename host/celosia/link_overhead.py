@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from celosia_hw.config import AcceleratorConfig, preset
+from celosia_hw.link_protocol import LinkConfig
 
 from .attention import run_attention
 from .commands.common import Parser, Progress, guarded
@@ -63,6 +64,7 @@ class Overhead:
 def measure(
     tensors: Input,
     config: AcceleratorConfig | None = None,
+    link: LinkConfig | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Overhead:
     """Run an attention on a virtual board and count bytes.
@@ -72,6 +74,8 @@ def measure(
     tensors : Input
     config : AcceleratorConfig, optional
         "small" if absent.
+    link : LinkConfig, optional
+        Sizes of the board's link; the default's if absent.
     progress : callable, optional
         Is told what is done.
     """
@@ -81,7 +85,7 @@ def measure(
     config = config or preset("small")
     parts = (tensors.query, tensors.key, tensors.value)
     options = {**tensors.mask, "enable_gqa": len(tensors.key) != len(tensors.query)}
-    design = plain_board(config, progress=progress)
+    design = plain_board(config, link, progress=progress)
     with VirtualBoard(design, progress=progress) as virtual:
         board = virtual.board
         transport = SerialTransport(virtual.path, DEFAULT_BAUD, timeout=60.0)

@@ -22,9 +22,9 @@ from celosia_hw.link_protocol import (
     split_segments,
 )
 
-from .device import DeviceError
+from .device import DeviceError, VersionMismatch
 
-__all__ = ["BoardReset", "CableLost", "DeviceBusy", "HostLink", "LinkTimeout", "VersionMismatch"]
+__all__ = ["BoardReset", "CableLost", "DeviceBusy", "HostLink", "LinkTimeout"]
 
 _CREDIT = 64
 """Frames that the board may send ahead; memory is no limit here."""
@@ -50,10 +50,6 @@ class CableLost(DeviceError):
 
 class DeviceBusy(DeviceError):
     """A port that another process uses."""
-
-
-class VersionMismatch(DeviceError):
-    """A board whose link is of another version than this driver's."""
 
 
 class HostLink:

@@ -152,7 +152,7 @@ def write_sources(
     Returns
     -------
     list of Path
-        ``NAME.v``; ``NAME.lpf``, ``.cst`` or ``.xdc``; ``NAME.json``, the configuration; for
+        ``NAME.v``; ``NAME.lpf``, ``.cst`` or ``.xdc``; ``NAME.config.json``, the configuration; for
         Vivado also ``NAME.tcl``, which builds the bitstream.
     """
     name = board.module if name is None else name
@@ -211,7 +211,9 @@ def build(
     # Before anything long is done.
     tools = [find_tool(command[0], INSTALL) for command in commands]
     bitstream = folder / f"{name}.{flow.suffix}"
-    bitstream.unlink(missing_ok=True)
+    summary = folder / f"{name}.build.json"
+    for outdated in (bitstream, summary):
+        outdated.unlink(missing_ok=True)
     if progress is not None:
         progress("Amaranth")
     write_sources(board, folder, config, name)
@@ -228,7 +230,7 @@ def build(
     run_tool([tools[1], *(option.format(name=name) for option in options)], folder, progress)
     result = _result(board, board.config if config is None else config, folder, report, fmax)
     text = json.dumps(result.to_dict(), indent=2) + "\n"
-    (folder / f"{name}.build.json").write_text(text)
+    summary.write_text(text)
     return result
 
 
@@ -292,9 +294,11 @@ phys_opt_design
 route_design
 report_utilization -hierarchical -file {name}.utilization.txt
 report_timing_summary -file {name}.timing.txt
-if {{[get_property SLACK [get_timing_paths]] < 0}} {{
-  puts "ERROR: timing is not met"
-  exit 1
+foreach check {{-setup -hold}} {{
+  if {{[get_property SLACK [get_timing_paths $check]] < 0}} {{
+    puts "ERROR: timing is not met"
+    exit 1
+  }}
 }}
 write_bitstream -force {name}.bit
 """

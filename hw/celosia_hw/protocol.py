@@ -51,6 +51,7 @@ __all__ = [
     "ErrorCode",
     "Opcode",
     "ProtocolError",
+    "ProtocolVersionError",
     "Reply",
     "appended_key_words",
     "bias_tile_words",
@@ -80,6 +81,10 @@ REPLY_BYTES = 4
 
 class ProtocolError(RuntimeError):
     """A packet that does not follow the protocol."""
+
+
+class ProtocolVersionError(ProtocolError):
+    """A device that speaks another version of the protocol."""
 
 
 class Opcode(enum.IntEnum):
@@ -233,8 +238,10 @@ def parse_identity(payload: bytes) -> tuple[AcceleratorConfig, tuple[int, int, i
 
     Raises
     ------
+    ProtocolVersionError
+        If the device speaks another version of the protocol.
     ProtocolError
-        If the device speaks another version of the protocol, or the payload is too short.
+        If the payload is too short.
     """
     count = len(IDENTITY_FIELDS) + 3
     if len(payload) < 4 * count:
@@ -243,7 +250,7 @@ def parse_identity(payload: bytes) -> tuple[AcceleratorConfig, tuple[int, int, i
     values = dict(zip(IDENTITY_FIELDS, numbers, strict=False))
     protocol = values.pop("protocol_version")
     if protocol != PROTOCOL_VERSION:
-        raise ProtocolError(
+        raise ProtocolVersionError(
             f"the device speaks protocol {protocol}, this driver {PROTOCOL_VERSION}"
         )
     return AcceleratorConfig(**values), (numbers[-3], numbers[-2], numbers[-1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,6 @@ def cells(verilog: str) -> str:
 def real_board(
     board: Board,
     progress: Callable[[str], None] | None = None,
-    baud: int | None = None,
 ) -> BoardDesign:
     """A board's own top, the one that its bitstream is built from.
 
@@ -40,11 +38,7 @@ def real_board(
     board : Board
     progress : callable, optional
         Is told what is being done, if anything is.
-    baud : int, optional
-        In place of the board's own; fast lines make the simulation fast.
     """
-    if baud is not None:
-        board = dataclasses.replace(board, baud=baud)
 
     def write() -> str:
         from celosia_hw.boards.top import BoardTop

@@ -77,22 +77,37 @@ class VirtualBoard:
         line: Line | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        import pty
-        import tty
-
         self.board = SimulatedBoard(design, progress)
         self._line = line or Line()
-        # The board keeps the host's side open too: a host may come and go.
-        self._master, self._slave = pty.openpty()
-        tty.setraw(self._slave)
-        os.set_blocking(self._master, False)
-        self.path = os.ttyname(self._slave)
+        self._plug()
         self._to_host = bytearray()
         self._slice_clocks = 2000
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._is_closed = False
+
+    def _plug(self) -> None:
+        import pty
+        import tty
+
+        # The board keeps the host's side open too: a host may come and go.
+        self._master, self._slave = pty.openpty()
+        tty.setraw(self._slave)
+        os.set_blocking(self._master, False)
+        self.path = os.ttyname(self._slave)
+
+    def _unplug(self) -> None:
+        os.close(self._master)
+        os.close(self._slave)
+
+    def replug(self) -> None:
+        """Take the cable out and put it back in; the board goes on. Only from `Line.step`.
+
+        The host's device is gone, and another one is at `path`.
+        """
+        self._unplug()
+        self._plug()
 
     def serve(self) -> None:
         """Serve until `stop` is called from elsewhere."""
@@ -112,8 +127,7 @@ class VirtualBoard:
         if not self._is_closed:
             self._is_closed = True
             self.board.close()
-            os.close(self._master)
-            os.close(self._slave)
+            self._unplug()
 
     def __enter__(self) -> VirtualBoard:
         self._thread = threading.Thread(target=self._serve, name=self.path, daemon=True)

@@ -34,4 +34,4 @@ def _bench(arguments: argparse.Namespace) -> int:
     ):
         rows = bench(device, progress=progress)
     print(to_json(rows) if arguments.json else format_table(rows))
-    return 1 if any(row["model_mismatches"] for row in rows) else 0
+    return 1 if any(row.get("model_mismatches") for row in rows) else 0

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 
+from celosia_hw.boards import BOARDS
+from celosia_hw.config import PRESETS
+
 from .common import Progress, import_extra
 
 __all__ = ["add_parser"]
@@ -21,7 +24,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         allow_abbrev=False,
     )
     parser.set_defaults(function=_board_sim)
-    parser.add_argument("board", metavar="NAME", help="a board, or a preset on a plain one")
+    parser.add_argument(
+        "board",
+        metavar="NAME",
+        help=f"{', '.join(BOARDS)}, or a preset on a plain board: {', '.join(PRESETS)}",
+    )
 
 
 def _board_sim(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,8 @@ from .common import to_json
 
 __all__ = ["add_parser"]
 
-_ANSWER_SECONDS = 1.0
+_ANSWER_SECONDS = 2.0
+"""Enough for the break that `SerialTransport` sends when nothing answers at first."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -38,7 +39,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _devices(arguments: argparse.Namespace) -> int:
-    ports = [(port, "") for port in arguments.ports] or _plugged_in()
+    # Its own first column is what other commands take, so this one takes it too.
+    ports = [(port.removeprefix("serial:"), "") for port in arguments.ports] or _plugged_in()
     found = []
     for port, description in ports:
         entry: dict[str, Any] = {"device": f"serial:{port}", "port": description}
@@ -75,7 +77,7 @@ def _ask(port: str) -> dict[str, Any]:
                 "version": ".".join(map(str, device.version)),
                 "config": device.config.to_dict(),
             }
-    except DeviceError as error:
+    except (DeviceError, ValueError) as error:
         return {"answer": f"{type(error).__name__}: {error}"}
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from celosia_hw.boards import board
+from celosia_hw.boards import Board, board
 from celosia_hw.tools import find_tool, run_tool
 
 from .build import add_board
@@ -43,6 +44,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
 
 
+def _flow(chosen: Board) -> Any:
+    """The open tools that build a board's bitstream, if there are any."""
+    return import_extra("celosia_hw.build", "build").FLOWS.get(chosen.family)
+
+
 def _flash(arguments: argparse.Namespace) -> int:
     chosen = board(arguments.board)
     commands = {command[0]: command[1:] for command in chosen.flash}
@@ -51,11 +57,13 @@ def _flash(arguments: argparse.Namespace) -> int:
         raise InputError(f"{tool} does not load {chosen.name}: {', '.join(commands)}")
     path = arguments.path
     if path.is_dir():
-        build = import_extra("celosia_hw.build", "build")
-        suffix = build.FLOWS[chosen.family].suffix if chosen.family in build.FLOWS else "bit"
-        path /= f"{chosen.module}.{suffix}"
+        flow = _flow(chosen)
+        path /= f"{chosen.module}.{flow.suffix if flow else 'bit'}"
     if not path.exists():
-        raise InputError(f"no bitstream {path}: celosia build --board {chosen.name} makes it")
+        makes = "build --board {} makes it"
+        if _flow(chosen) is None:
+            makes = "verilog --board {} writes what Vivado makes it from"
+        raise InputError(f"no bitstream {path}: celosia {makes.format(chosen.name)}")
     where, permanent = _PROGRAMMERS[tool]
     command = [find_tool(tool, where), *(permanent if arguments.permanent else ())]
     command += [word.format(bitstream=path.resolve()) for word in commands[tool]]
