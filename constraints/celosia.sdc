@@ -1,5 +1,6 @@
 # Timing constraints of the exported block, `celosia verilog`, for Yosys, OpenSTA and ASIC flows.
-# All ports are registered, so that what surrounds the block sets the delays of its own paths.
+# All outputs are registers; inputs pass the logic of TKEEP and a register slice first. What surrounds
+# the block sets the delays of its own paths.
 
 create_clock -name aclk -period 10.0 [get_ports aclk]
 

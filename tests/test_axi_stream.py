@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import celosia
+from celosia import cli
 from celosia_hw.axi_stream import ports
 from celosia_hw.block import write_block
 from celosia_hw.config import AcceleratorConfig, ConfigError, preset
@@ -142,6 +143,9 @@ def test_lint(name: str, tmp_path: Path) -> None:
     """Nothing but what the waivers say; of the classes that matter none is waived."""
     files = write_block(CONFIGS[name], tmp_path, "block")
     waivers = next(path for path in files if path.suffix == ".vlt").read_text()
+    rules = re.findall("^lint_off .*$", waivers, re.MULTILINE)
+    assert rules
+    assert all(rule.endswith(' -file "*block.v"') for rule in rules)  # none for others' files
     for rule in (
         *("WIDTHTRUNC", "LATCH", "MULTIDRIVEN", "UNOPTFLAT"),
         *("CASEINCOMPLETE", "COMBDLY", "PINMISSING"),
@@ -197,11 +201,42 @@ def test_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert "\\" not in verilog
 
 
-@pytest.mark.parametrize("name", ["", "a-b", "1a", "a b", "module.v"])
-def test_bad_names_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="plain identifier"):
+@pytest.mark.parametrize("name", ["", "a-b", "1a", "a b", "module.v", "aé", "module", "logic"])
+def test_bad_names_are_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"plain identifier|no keyword"):
         write_block(preset("tiny"), tmp_path / "block", name)
-    assert not (tmp_path / "block").exists()
+    block = tmp_path / "block"
+    assert cli.main(["verilog", "--config", "tiny", "--name", name, "-o", str(block)]) == 2
+    assert repr(name) in capsys.readouterr().err
+    assert not block.exists()
+
+
+@needs_icarus
+def test_a_memory_is_replaced_by_a_macro(tmp_path: Path) -> None:
+    write_block(preset("tiny"), tmp_path)
+    verilog = (tmp_path / "celosia.v").read_text()
+    memories = re.findall(r"^module (celosia_ram_\w+)", verilog, re.MULTILINE)
+    assert memories
+    page = (tmp_path / "celosia.md").read_text()
+    (tmp_path / "celosia_memories.v").write_text(
+        "".join(
+            text
+            for name in memories
+            for text in re.findall(
+                rf"^module {name} .*?^endmodule\n", verilog, re.DOTALL | re.MULTILINE
+            )
+        )
+    )
+    defines = [f"-D{name}" for name in memories]
+    command = ["iverilog", "-g2005", "-s", "celosia", "-o", "block.vvp", *defines, "celosia.v"]
+    alone = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert alone.returncode != 0
+    both = subprocess.run([*command, "celosia_memories.v"], cwd=tmp_path, capture_output=True)
+    assert both.returncode == 0
+    for name in memories:
+        assert f"| `{name}` |" in page
 
 
 @needs_icarus

@@ -34,7 +34,7 @@ def ports(config: AcceleratorConfig) -> dict[str, Member]:
 
 
 class AxiStreamAccelerator(wiring.Component):
-    """An `Accelerator` between two AXI4-Streams (ARM IHI 0051), all of whose signals are registers.
+    """An `Accelerator` between two AXI4-Streams (ARM IHI 0051), all of whose outputs are registers.
 
     A packet is what TLAST ends. TKEEP of a command must be contiguous from byte 0, and only the
     last beat of a packet may leave bytes out, which count as zeros; anything else is answered with
@@ -48,7 +48,7 @@ class AxiStreamAccelerator(wiring.Component):
     Members
     -------
     aclk, aresetn : In(1)
-        Clock, and reset (synchronous, active low, at least one clock).
+        Clock, and reset (synchronous, active low, at least two clocks).
     s_axis_tdata, s_axis_tkeep, s_axis_tlast, s_axis_tvalid, s_axis_tready
         Commands: `link_bytes` bytes.
     m_axis_tdata, m_axis_tkeep, m_axis_tlast, m_axis_tvalid, m_axis_tready

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from pathlib import Path
 
 from . import VERSION
@@ -18,7 +20,6 @@ from .protocol import (
     result_tile_words,
     state_words,
 )
-from .ram import RamShape
 from .timing import Timing
 from .verilog import Target, convert
 
@@ -28,12 +29,12 @@ LINT_WAIVERS = "lint.vlt"
 DOCUMENTS = ("protocol.md", "arithmetic.md")
 _SIGNALS = {
     "aclk": "clock; everything happens at its rising edge",
-    "aresetn": "reset, active low, synchronous to `aclk`, for at least one clock",
+    "aresetn": "reset, active low, synchronous to `aclk`, for at least two clocks",
     "tdata": "a word; the first byte of a packet is in bits 7 to 0 of its first word",
     "tkeep": "1 for each byte that is there",
     "tlast": "1: the packet's last word",
     "tvalid": "1: a word is offered; it stays until `tready`",
-    "tready": "1: the word is taken; does not wait for `tvalid`",
+    "tready": "1: the word is taken",
 }
 
 
@@ -66,18 +67,22 @@ def write_block(config: AcceleratorConfig, folder: Path, name: str = "celosia") 
     verilog = convert(AxiStreamAccelerator(config), target)
     contents = {
         f"{name}.v": verilog,
-        f"{name}.md": describe(config, name, list(target.memories.values())),
-        f"{name}.json": json.dumps(_facts(config, name), indent=2) + "\n",
+        f"{name}.md": describe(config, name, target),
+        f"{name}.json": json.dumps(_facts(config, name, target.memory_bits), indent=2) + "\n",
         f"{name}.f": f"{name}.v\n",
-        f"{name}.vlt": Path(__file__).with_name(LINT_WAIVERS).read_text(),
+        f"{name}.vlt": _waivers(name),
         **{document: _document(document) for document in DOCUMENTS},
     }
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for file, text in contents.items():
         paths.append(folder / file)
-        paths[-1].write_text(text)
+        paths[-1].write_bytes(text.encode())
     return paths
+
+
+def _waivers(name: str) -> str:
+    return Path(__file__).with_name(LINT_WAIVERS).read_text().replace("{name}", name)
 
 
 def reply_bytes(config: AcceleratorConfig, value_dim: int) -> dict[str, int]:
@@ -100,7 +105,8 @@ def reply_bytes(config: AcceleratorConfig, value_dim: int) -> dict[str, int]:
     return {name: (header + words) * config.link_bytes for name, words in payloads.items()}
 
 
-def _facts(config: AcceleratorConfig, name: str) -> dict:
+def _facts(config: AcceleratorConfig, name: str, memory_bits: int) -> dict:
+    others = memory_bits - sum(config.memory_bits.values())
     return {
         "top": name,
         "version": ".".join(map(str, VERSION)),
@@ -108,30 +114,43 @@ def _facts(config: AcceleratorConfig, name: str) -> dict:
         "parameters": config.to_dict(),
         "multipliers": config.multipliers,
         "key_capacity": config.key_capacity,
-        "memory_bits": config.memory_bits,
+        "slots": config.slots,
+        "memory_bits": {**config.memory_bits, "others": others},
         "accumulator_bits": Widths(config).accumulator,
         "longest_reply_bytes": reply_bytes(config, config.max_head_dim),
     }
 
 
 def _document(name: str) -> str:
-    """A page of the documentation: beside this file in a wheel, in ``docs`` in the sources."""
-    packaged = Path(__file__).with_name(name)
-    return (
-        packaged if packaged.exists() else Path(__file__).parents[2] / "docs" / name
-    ).read_text()
+    """A page of the documentation, without links to pages that do not come with it."""
+    packaged = Path(__file__).with_name(name)  # in a wheel; in the sources in docs
+    path = packaged if packaged.exists() else Path(__file__).parents[2] / "docs" / name
+    kept = "|".join(map(re.escape, DOCUMENTS))
+    return re.sub(rf"\[([^]]+)\]\((?!{kept}|#)[^)]*\)", r"\1", path.read_text())
 
 
-def describe(config: AcceleratorConfig, name: str, memories: list[RamShape]) -> str:
+def _meanings() -> dict[str, str]:
+    """What the parameters of a configuration are, from its docstring."""
+    text = inspect.getdoc(AcceleratorConfig) or ""
+    found = re.findall(r"^(\w[\w, ]*) : .*\n((?:    .*\n?)+)", text, re.MULTILINE)
+    meanings = {}
+    for names, lines in found:
+        for name in names.split(", "):
+            meanings[name] = " ".join(lines.split()).replace("``", "`")
+    return meanings
+
+
+def describe(config: AcceleratorConfig, name: str, target: Target) -> str:
     """The description of a block, as Markdown.
 
     Parameters
     ----------
-    memories : list of RamShape
-        Of the block's Verilog.
+    target : Target
+        What its Verilog was made for.
     """
     longest = reply_bytes(config, config.max_head_dim)
     timing = Timing(config)
+    meanings = _meanings()
     sections = [
         f"# `{name}`: {config.key_rows} x {config.query_lanes} attention accelerator",
         "Computes softmax(Q K^T scale + mask) V in int8. Version "
@@ -146,13 +165,18 @@ def describe(config: AcceleratorConfig, name: str, memories: list[RamShape]) -> 
                 for port, member in ports(config).items()
             ],
         ),
-        "All outputs are registers or constants. TKEEP of a command is all ones but in the last "
-        "word of a packet, where it may lack the last bytes, which count as zeros. Anything else "
-        "is answered with an ERROR. Replies have all bytes.",
+        "All outputs are registers or constants; inputs pass some gates first. TKEEP of a command "
+        "is all ones but in the last word of a packet, where it may lack the last bytes, which "
+        "count as zeros. Anything else is answered with an ERROR. Replies have all bytes.",
         "## Instance",
         "```verilog\n" + _instance(config, name) + "```",
         "## Parameters",
-        _table(("parameter", "value"), [(f"`{n}`", v) for n, v in config.to_dict().items()]),
+        _table(
+            ("parameter", "value", "meaning"),
+            [(f"`{n}`", v, meanings[n]) for n, v in config.to_dict().items()],
+        ),
+        f"In `protocol.md` R is {config.key_rows}, C {config.query_lanes}, `slots` {config.slots}, "
+        f"that is room for {config.key_capacity} keys.",
         "## Lengths of replies",
         "Packets end with TLAST. A buffer of the longest takes any reply; Ev is the head dimension "
         f"of V, at most {config.max_head_dim}:",
@@ -166,7 +190,7 @@ def describe(config: AcceleratorConfig, name: str, memories: list[RamShape]) -> 
         "A command word is taken every clock unless the stream has to wait; what waits for what is "
         "in `protocol.md`, Order.",
         "## First steps",
-        "1. Hold `aresetn` low for a clock.\n"
+        "1. Hold `aresetn` low for two clocks.\n"
         "2. Send an IDENTIFY: 16 bytes `01 01 00 ... 00`, TLAST in the last word. The reply is an "
         f"IDENTITY of {longest['IDENTITY']} bytes with the parameters above.\n"
         "3. LOAD keys and values, ATTEND with queries, and receive a RESULT: `protocol.md`, "
@@ -175,19 +199,24 @@ def describe(config: AcceleratorConfig, name: str, memories: list[RamShape]) -> 
         "replies up to the IDENTITY with its tag.",
         "## Memories",
         "Each is a module of its own in the Verilog and may be replaced by a macro with one write "
-        "and one read port. Contents at the start do not matter.",
+        "and one read port: the Verilog leaves out a module whose name is defined as a macro "
+        "(`-D`). Ports: `clk`; `write_addr`, `write_data` and `write_en`, a bit for each part; "
+        "`read_addr`, `read_data` and, where a word is read a clock after the address, `read_en`, "
+        "without which `read_data` stays. A word that is read in the clock in which it is written "
+        "is not used. Contents at the start do not matter.",
         _table(
-            ("module", "words", "bits", "written in parts of", "read", "block RAM"),
+            ("module", "instances", "words", "bits", "written in parts of", "read", "block RAM"),
             [
                 (
                     f"`{memory.name}`",
+                    target.instances[memory.name],
                     memory.depth,
                     memory.width,
                     memory.part,
                     "a clock after the address" if memory.is_clocked else "at once",
                     "yes" if memory.is_block else "",
                 )
-                for memory in sorted(memories, key=lambda memory: memory.name)
+                for _, memory in sorted(target.memories.items())
             ],
         ),
         "## Files",

@@ -184,7 +184,7 @@ def estimate(
             progress("Amaranth")
         (folder / "core.v").write_text(convert(AxiStreamAccelerator(config), gateware))
         if target == "asic":
-            return _asic(config, list(gateware.memories), folder, progress)
+            return _asic(config, gateware, folder, progress)
         synthesise(folder, "core", _TOP, device.synthesis, progress)
         result = Estimate(target, count_cells(folder / "core.json", _TOP), config.multipliers)
         if not device.placer:
@@ -228,7 +228,7 @@ def _component_fmax(nets: list[dict]) -> dict[str, float]:
 
 
 def _asic(
-    config: AcceleratorConfig, memories: list[str], folder: Path, progress: Progress | None
+    config: AcceleratorConfig, gateware: Target, folder: Path, progress: Progress | None
 ) -> Estimate:
     """Standard cells of the logic; memories are black boxes, counted in bits."""
     if not _LIBERTY.exists():
@@ -236,7 +236,7 @@ def _asic(
     shutil.copy(_LIBERTY, folder / "cells.lib")
     (folder / "cells.constraints").write_text("set_driving_cell BUFX2\nset_load 0.1\n")
     script = (
-        f"read_verilog core.v; hierarchy -top {_TOP}; blackbox {' '.join(memories)}; "
+        f"read_verilog core.v; hierarchy -top {_TOP}; blackbox {' '.join(gateware.memories)}; "
         f"synth -flatten -top {_TOP}; dfflibmap -liberty cells.lib; "
         # With what drives and loads the pins, abc sizes gates and inserts buffers.
         "abc -liberty cells.lib -D 8000 -constr cells.constraints; "
@@ -250,7 +250,7 @@ def _asic(
     if area is None:
         raise ToolError("yosys reported no area")
     cells = {"all": Counter({"area": round(float(area[1]))})}
-    result = Estimate("asic", cells, config.multipliers, sum(config.memory_bits.values()))
+    result = Estimate("asic", cells, config.multipliers, gateware.memory_bits)
     (folder / "time.tcl").write_text(
         "read_liberty cells.lib\nread_verilog mapped.v\n"
         f"link_design {_TOP}\ncreate_clock -name aclk -period 10 [get_ports aclk]\n"

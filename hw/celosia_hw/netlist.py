@@ -9,7 +9,7 @@ from pathlib import Path
 
 __all__ = ["component", "count_cells", "port_bits"]
 
-# Cells of Yosys's flows by what they are; two-bit carries are two LUTs.
+# Cells of Yosys's flows by what they are; two-bit carries are two LUTs, LUT RAM counts in LUTs.
 _KINDS = {
     **dict.fromkeys(("LUT4", "SB_LUT4", "LUT1", "LUT2", "LUT3", "LUT5", "LUT6"), ("LUT", 1)),
     "ALU": ("LUT", 1),
@@ -26,7 +26,8 @@ _KINDS = {
 _PATTERNS = (
     (r"TRELLIS_FF|SB_DFF\w*|DFF\w*|FD[RSCP]E?(_1)?", ("FF", 1)),
     (r"MULT\d+X\d+|MULTALU\w*|MULTADDALU\w*", ("DSP", 1)),
-    (r"RAM16S?DP\w*|RAM(32|64|128|256)\w*", ("LUT RAM", 1)),
+    (r"RAM16SDP4|RAM(32|64)M|RAM128X1D", ("LUT RAM", 4)),
+    (r"RAM16SDP2|RAM(32|64)X1D", ("LUT RAM", 2)),
     (r"S?DPX?9?B?|SPX?9?", ("block RAM", 1)),
     (r"SRL\w*", ("LUT", 1)),
 )

@@ -53,8 +53,8 @@ class RamShape:
         return self.is_clocked and _is_block(self.depth, self.width)
 
 
-def instance(store: memory.Memory, prefix: str, shapes: dict[str, RamShape]) -> Module:
-    """A memory as an instance of a Verilog module.
+def instance(store: memory.Memory, prefix: str) -> tuple[RamShape, Module]:
+    """A memory as an instance of a Verilog module, which memories of one shape share.
 
     Parameters
     ----------
@@ -62,8 +62,6 @@ def instance(store: memory.Memory, prefix: str, shapes: dict[str, RamShape]) -> 
         With one write and one read port.
     prefix : str
         Of the module's name.
-    shapes : dict
-        Where its shape goes, by the module's name; memories of one shape share a module.
     """
     (write,), (read,) = store.write_ports, store.read_ports
     if read.transparent_for:
@@ -72,7 +70,7 @@ def instance(store: memory.Memory, prefix: str, shapes: dict[str, RamShape]) -> 
     is_clocked = read.domain != "comb"
     name = f"{prefix}_ram_{store.depth}x{width}"
     name += (f"_by{width // parts}" if parts > 1 else "") + ("" if is_clocked else "_comb")
-    shapes[name] = RamShape(name, store.depth, width, width // parts, is_clocked)
+    shape = RamShape(name, store.depth, width, width // parts, is_clocked)
     ports = {"i_read_en": read.en} if is_clocked else {}
     m = Module()
     m.submodules.ram = Instance(
@@ -85,11 +83,11 @@ def instance(store: memory.Memory, prefix: str, shapes: dict[str, RamShape]) -> 
         o_read_data=Value.cast(read.data),
         **ports,
     )
-    return m
+    return shape, m
 
 
 def ram_verilog(shape: RamShape) -> str:
-    """The Verilog module of a memory."""
+    """The Verilog module of a memory; a macro of its name leaves it out."""
     depth, width, part = shape.depth, shape.width, shape.part
     address, parts = (depth - 1).bit_length(), width // part
     style, block = "", 'ram_style = "block", ' if shape.is_block else ""
@@ -126,6 +124,7 @@ def ram_verilog(shape: RamShape) -> str:
         )
     return (
         f"// {depth} words of {width} bits{written}; {latency}\n"
+        f"`ifndef {shape.name}\n"
         f"module {shape.name} (\n"
         "  input clk,\n"
         f"  input [{address - 1}:0] write_addr,\n"
@@ -144,6 +143,7 @@ def ram_verilog(shape: RamShape) -> str:
         "  end\n"
         f"{'' if shape.is_clocked else '  assign read_data = words[read_addr];' + chr(10)}"
         "endmodule\n"
+        "`endif\n"
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 
 from amaranth.hdl import Elaboratable, Module
 
 from .axi_stream import AxiStreamAccelerator
 from .config import AcceleratorConfig, ConfigError
+from .keywords import KEYWORDS
 from .ram import RamShape, instance, ram_verilog
 
 __all__ = ["Target", "convert", "export"]
@@ -29,23 +31,39 @@ class Target:
     ----------
     memories : dict of RamShape
         The memories by the names of their modules, once the gateware has been elaborated.
+    instances : Counter of str
+        How many there are of each.
 
     Raises
     ------
     ConfigError
-        If `prefix` is no plain identifier.
+        If `prefix` is no plain identifier, or a keyword.
     """
 
     def __init__(self, prefix: str = "celosia", family: str | None = None) -> None:
-        if not re.fullmatch(r"[A-Za-z_]\w*", prefix):
+        if not re.fullmatch(r"[A-Za-z_]\w*", prefix, re.ASCII):
             raise ConfigError(f"the name of a module must be a plain identifier, not {prefix!r}")
+        if prefix in KEYWORDS:
+            raise ConfigError(f"the name of a module must be no keyword of Verilog: {prefix!r}")
         self.prefix = prefix
         self.family = family
         self.memories: dict[str, RamShape] = {}
+        self.instances: Counter[str] = Counter()
+
+    @property
+    def memory_bits(self) -> int:
+        """Bits of all memories."""
+        return sum(
+            count * self.memories[name].depth * self.memories[name].width
+            for name, count in self.instances.items()
+        )
 
     def get_memory(self, store) -> Module:
         """Called by Amaranth for each memory."""
-        return instance(store, self.prefix, self.memories)
+        shape, module = instance(store, self.prefix)
+        self.memories[shape.name] = shape
+        self.instances[shape.name] += 1
+        return module
 
 
 def export(config: AcceleratorConfig, name: str = "celosia", family: str | None = None) -> str:

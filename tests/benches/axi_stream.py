@@ -127,6 +127,24 @@ async def missing_bytes(dut: Any) -> None:
 
 
 @cocotb.test(skip="CELOSIA_BENCH_PACKETS" not in os.environ, timeout_time=20, timeout_unit="ms")
+async def reset_in_traffic(dut: Any) -> None:
+    """Nothing of a packet or reply under way is left after two clocks of reset."""
+    ports = Ports(dut)
+    await ports.reset()
+    for clocks in range(1, 60):
+        ports.sink.pause = clocks % 2 == 0
+        ports.source.send_nowait(padded(identify(1)))
+        await ClockCycles(dut.aclk, clocks)
+        await ports.reset()
+        ports.source.clear()
+        ports.sink.clear()
+        ports.sink.pause = False
+        (reply,) = await ports.exchange([padded(identify(2))], 1)
+        assert reply[:2] == bytes([Reply.IDENTITY, 2]), clocks
+        assert ports.sink.empty()
+
+
+@cocotb.test(skip="CELOSIA_BENCH_PACKETS" not in os.environ, timeout_time=20, timeout_unit="ms")
 async def packets_one_by_one(dut: Any) -> None:
     """Malformed packets are answered by their errors."""
     with open(os.environ["CELOSIA_BENCH_PACKETS"]) as file:

@@ -47,7 +47,8 @@ def _verilog(arguments: argparse.Namespace) -> int:
     else:
         block = import_extra("celosia_hw.block", "hw")
         config = load("default") if config is None else config
-        paths = block.write_block(config, arguments.output, arguments.name or "celosia")
+        name = "celosia" if arguments.name is None else arguments.name
+        paths = block.write_block(config, arguments.output, name)
     for path in paths:
         print(path)
     return 0
