@@ -1,6 +1,6 @@
 """Measure area and speed of a ladder of configurations: ``python docs/measure_area.py``.
 
-Prints the table of docs/area.md; takes about an hour on two cores. Arguments restrict it to rows
+Prints the tables of docs/area.md; takes about an hour on two cores. Arguments restrict it to rows
 whose configuration or target they name.
 """
 
@@ -24,6 +24,7 @@ LADDER: tuple[tuple[str, AcceleratorConfig, str], ...] = (
     ("4 x 4", FOUR, "ecp5"),
     *(("`small`, 8 x 8", preset("small"), target) for target in ("ecp5", "xilinx7", "asic")),
 )
+COMPONENTS = (preset("small"), "ecp5")
 KINDS = ("LUT", "FF", "LUT RAM", "DSP", "block RAM")
 
 
@@ -40,11 +41,26 @@ def row(name: str, result: Estimate) -> str:
     return markdown_row(fields)
 
 
+def components(result: Estimate) -> str:
+    """The table by component."""
+
+    def size(name: str) -> int:
+        return result.cells[name]["LUT"] + result.cells[name]["FF"]
+
+    rows = []
+    for name in sorted(result.cells, key=size, reverse=True):
+        mhz = result.component_fmax.get(name)
+        counts = (result.cells[name][kind] or "-" for kind in KINDS)
+        rows.append((f"`{name}`", *counts, f"{mhz:.0f}" if mhz else "-"))
+    return markdown(["component", *KINDS, "slowest path into it, MHz"], rows)
+
+
 def main() -> None:
     """Measure, and print a line as soon as it is known."""
     head = ["configuration", "target", *KINDS, "LUT per MAC", "FF per MAC", "MHz"]
     head.append("critical path, ns in each component")
     print(markdown(head, []))
+    by_component = ""
     for name, config, target in LADDER:
         wanted = sys.argv[1:]
         if wanted and not any(word in (name, target) or word in name for word in wanted):
@@ -54,12 +70,10 @@ def main() -> None:
         )
         print("\r\x1b[K", end="", file=sys.stderr)
         print(row(name, result), flush=True)
-        for component, cells in sorted(result.cells.items()):
-            print(f"<!-- {component}: {dict(cells)} -->", file=sys.stderr)
-        arrays = {
-            n: f"{f:.0f} MHz" for n, f in result.component_fmax.items() if n.endswith("array")
-        }
-        print(f"{name} on {target}: {arrays}", file=sys.stderr)
+        if (config, target) == COMPONENTS:
+            by_component = components(result)
+    if by_component:
+        print(f"\n{by_component}")
 
 
 if __name__ == "__main__":
