@@ -13,6 +13,7 @@ import pytest
 from celosia import cli
 from celosia_hw import link_protocol
 from celosia_hw.arithmetic import Exp2Table, Widths
+from celosia_hw.boards import BOARDS
 from celosia_hw.config import PRESETS, AcceleratorConfig
 from celosia_hw.protocol import (
     APPEND_FIELDS,
@@ -78,6 +79,25 @@ def test_links(page):
             titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
             headings = {re.sub(r"[^\w\- ]", "", t).lower().replace(" ", "-") for t in titles}
             assert anchor in headings, target
+
+
+# Boards.
+
+
+def test_boards():
+    """Arrays, keys, clock and peak are those of the boards, in their order."""
+    page = read("boards.md").replace("\N{MULTIPLICATION SIGN}", "x")
+    first = [row for row in rows(page) if len(row) == 10][2:]
+    readme = rows(section((DOCS.parent / "README.md").read_text(), "Boards"))[2:]
+    for board, row, short in zip(BOARDS.values(), first, readme, strict=True):
+        config, mhz = board.config, f"{board.clock_hz / 1e6:g}"
+        peak = f"{config.multipliers * board.clock_hz / 1e9:.2f}"
+        keys = f"{config.max_keys} x {config.max_head_dim}"
+        banks = f"{config.key_banks} x " if config.key_banks > 1 else ""
+        assert row[0].startswith(board.name)
+        assert row[1] == f"two of {config.key_rows} x {config.query_lanes}"
+        assert (row[2], row[3], row[5]) == (banks + keys, mhz, peak)
+        assert (short[1], short[2].split()[0], short[3]) == (str(config.multipliers), mhz, peak)
 
 
 # Architecture.
