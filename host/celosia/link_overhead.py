@@ -88,7 +88,12 @@ def measure(
     design = plain_board(config, link, progress=progress)
     with VirtualBoard(design, progress=progress) as virtual:
         board = virtual.board
-        transport = SerialTransport(virtual.path, DEFAULT_BAUD, timeout=60.0)
+
+        def line_time() -> float:
+            """Seconds of the simulated line: what is sent must not depend on this machine."""
+            return board.clocks / float(design.clocks_per_bit) / DEFAULT_BAUD
+
+        transport = SerialTransport(virtual.path, DEFAULT_BAUD, timeout=60.0, clock=line_time)
 
         def tiles(done: int, total: int) -> None:
             if progress is not None:

@@ -64,6 +64,8 @@ class SerialTransport:
         Seconds without progress after which an exchange is given up.
     open_timeout : float
         Seconds in which a board must answer at first.
+    clock : callable, optional
+        Tells the time in seconds: of a simulated line its own, if its timing matters.
 
     Attributes
     ----------
@@ -95,9 +97,11 @@ class SerialTransport:
         *,
         timeout: float = 10.0,
         open_timeout: float = 3.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._baud = port, baud
         self._timeout, self._open_timeout = timeout, open_timeout
+        self._clock = clock
         self.link: HostLink | None = None
         self._number = 0
         self._out = b""
@@ -142,7 +146,7 @@ class SerialTransport:
                 raise ValueError(f"packet {number} is empty")
         link = self.link or self._begin()
         with self._orderly():
-            now = told = time.monotonic()
+            now = told = self._clock()
             before = link.delivered
             link.send(commands, now)
             while link.sending or len(link.replies) < replies:
@@ -175,7 +179,7 @@ class SerialTransport:
             raise DeviceError(f"{self._name} is closed; open it again")
         with self._orderly():
             self._port.reset_input_buffer()
-            start = now = time.monotonic()
+            start = now = self._clock()
             self._number = random.choice([n for n in range(1, 256) if n != self._number])
             link = HostLink(self._number, os.urandom(4), now, self._baud)
             self._out, is_broken = b"", False
@@ -204,7 +208,7 @@ class SerialTransport:
 
     def _turn(self, link: HostLink) -> float:
         """Send and receive what can be, and wait a little if nothing can; returns the time."""
-        self._out = self._out or link.transmit(time.monotonic())
+        self._out = self._out or link.transmit(self._clock())
         if self._out:
             written = self._port.write(self._out[:_WRITE_BYTES])
             self._out = self._out[written:]
@@ -215,7 +219,7 @@ class SerialTransport:
             data += self._port.read(waiting)
             if len(data) > _WRITE_BYTES:
                 break
-        now = time.monotonic()
+        now = self._clock()
         if data:
             link.receive(data, now)
         return now
