@@ -32,8 +32,10 @@ _PATTERNS = (
     (r"S?DPX?9?B?|SPX?9?", ("block RAM", 1)),
     (r"SRL\w*", ("LUT", 1)),
 )
-_OUTPUTS = ("Q", "Z", "O", "F", "P0", "DOA0", "DO", "S0", "SUM", "LO", "RDATA", "DOUT", "P")
-_OUTPUTS += ("Y", "YS", "YC")  # standard cells'
+_OUTPUTS = (
+    *("Q", "Z", "O", "F", "P0", "DOA0", "DO", "S0", "SUM", "LO", "RDATA", "DOUT", "P"),
+    *("Y", "YS", "YC"),  # standard cells'
+)
 
 
 def component(name: str) -> str:
